@@ -1,0 +1,1 @@
+"""Floor 0: values. Nothing here touches the outside world."""

@@ -1,0 +1,1 @@
+"""Floor 3: where domain XML and snapshot metadata live."""

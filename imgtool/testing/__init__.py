@@ -1,0 +1,1 @@
+"""For tests, ours and yours: temporary images, domains, strategies and a pytest plugin."""

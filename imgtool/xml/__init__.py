@@ -1,0 +1,1 @@
+"""Floor 1: `<domain>`, `<domainsnapshot>` and diskspecs. Bytes in, bytes out."""
