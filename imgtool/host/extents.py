@@ -1,0 +1,85 @@
+"""Which parts of the virtual disk a scratch qcow2 image holds itself."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from sys import byteorder
+
+from imgtool.host import qcow2
+from imgtool.host.image_file import ImageFile
+
+OFFSET = 0x00FFFFFFFFFFFE00  # bits 9 to 55 of an L1 or L2 entry
+COMPRESSED = 1 << 62
+ZERO = 1 << 0
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A range of the virtual disk that this layer decides upon. All three are bytes."""
+
+    offset: int
+    length: int
+    host: int | None  # where the data begins in the file; None: reads as zeros
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.length
+
+
+def allocated(fd: int) -> tuple[Extent, ...]:
+    """What the image holds, by rising offset, neighbours merged; the rest is its base's.
+
+    Only for an image that imgtool's own qemu-img has made: version 3, no compression, no
+    subclusters, no external data. Holds one L2 table in memory at a time. A short read at the
+    end of an extent's data is zeros: QEMU need not have written the end of the last cluster.
+    Raises ChainError.
+    """
+    file = ImageFile.of(fd, Path(f"/proc/self/fd/{fd}").readlink())
+    header = qcow2.read_header(file)
+    if header.version != 3 or header.incompatible or header.crypt_method:
+        raise file.malformed("is not a scratch image of imgtool's")
+    extents: list[Extent] = []
+    for offset, host in _clusters(file, header):
+        length = min(header.cluster_size, header.virtual_size - offset)
+        last = extents[-1] if extents else None
+        if last and last.end == offset and _continues(last, host):
+            extents[-1] = replace(last, length=last.length + length)
+        else:
+            extents.append(Extent(offset, length, host))
+    return tuple(extents)
+
+
+def _continues(last: Extent, host: int | None) -> bool:
+    return host == (None if last.host is None else last.host + last.length)
+
+
+def _clusters(file: ImageFile, header: qcow2.Header) -> Iterator[tuple[int, int | None]]:
+    """Offset in the virtual disk and in the file (None: zeros) of each allocated cluster."""
+    size = header.cluster_size
+    for index, l1_entry in enumerate(_table(file, header.l1_offset, header.l1_in_use)):
+        table = l1_entry & OFFSET
+        if not table:
+            continue
+        for number, entry in enumerate(_table(file, table, size // 8)):
+            offset = index * header.l2_reach + number * size
+            if not entry or offset >= header.virtual_size:
+                continue
+            host = entry & OFFSET
+            if entry & COMPRESSED or host % size or host >= file.size:
+                raise file.malformed(f"the L2 entry of offset {offset} cannot be")
+            if entry & ZERO:
+                yield offset, None
+            elif host:
+                yield offset, host
+
+
+def _table(file: ImageFile, offset: int, entries: int) -> array[int]:
+    if offset % 512:
+        raise file.malformed("a table is not aligned")
+    table = array("Q", file.read(offset, entries * 8, "an L1 or L2 table"))
+    if byteorder == "little":
+        table.byteswap()
+    return table
