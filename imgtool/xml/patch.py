@@ -1,0 +1,165 @@
+"""Edit a `<domain>` without touching a byte of what the edit is not about.
+
+Comments, order, blanks and quotes of a document are its owner's, and stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from lxml import etree
+
+from imgtool.model.errors import XmlError
+from imgtool.model.plan import Move
+from imgtool.xml.domain import NAMESPACE, STATE
+from imgtool.xml.spans import Document, Edit, drop_attribute, opened, set_attribute
+
+RECORDED_BY = "recorded-by"
+_LOCATION = {  # attributes that say where a source is, by the disk's type
+    "file": ("file",),
+    "block": ("dev",),
+    "volume": ("pool", "volume", "mode"),
+}
+
+
+def pivot(xml: bytes, *, moves: Sequence[Move], txid: str, where: str = "domain") -> bytes:
+    """Point each moved disk to its new image, and write `txid` into our metadata element.
+
+    A disk that names its new image already gains nothing: pivoting twice is pivoting once.
+    Raises XmlError: a disk that is not there, has no local source or is moved twice; a path or
+    id that XML cannot hold.
+    """
+    document = Document(xml, root="domain", where=where)
+    disks = _disks(document)
+    targets = [move.target for move in moves]
+    edits = _put_state(document, b' transaction="%s"' % document.value(txid))
+    for move in moves:
+        disk = disks.get(move.target)
+        if disk is None:
+            raise XmlError(f"{where}: no disk named {move.target!r}", remedy="see domblklist")
+        if targets.count(move.target) > 1:
+            raise XmlError(f"{where}: disk {move.target!r} is moved twice", remedy="move it once")
+        edits += _move(document, disk, move)
+    return document.apply(edits)
+
+
+def stamp_record(domain_xml: bytes, *, txid: str, where: str = "domain") -> bytes:
+    """Note in a snapshot's copy of the domain which transaction recorded the snapshot.
+
+    Raises XmlError as `pivot` does.
+    """
+    document = Document(domain_xml, root="domain", where=where)
+    value = document.value(txid)
+    element = _state(document)
+    if element is None:
+        return document.apply(_put_state(document, b' %s="%s"' % (RECORDED_BY.encode(), value)))
+    tag = set_attribute(document.start_tag(element), RECORDED_BY, value)
+    return document.apply([_retag(document, element, tag)])
+
+
+def unstamp(domain_xml: bytes, *, where: str = "domain") -> bytes:
+    """Take that note out again, and nothing else."""
+    document = Document(domain_xml, root="domain", where=where)
+    element = _state(document)
+    if element is None:
+        return domain_xml
+    tag = drop_attribute(document.start_tag(element), RECORDED_BY)
+    return document.apply([_retag(document, element, tag)])
+
+
+def _disks(document: Document) -> dict[str, etree._Element]:
+    """The `<disk>` elements by target; of two with one target, the first."""
+    found: dict[str, etree._Element] = {}
+    for disk in document.root.iterfind("devices/disk"):
+        target = disk.find("target")
+        if target is not None:
+            found.setdefault(target.get("dev", ""), disk)
+    return found
+
+
+def _move(document: Document, disk: etree._Element, move: Move) -> Iterator[Edit]:
+    where = f"{document.where}: {move.target}"
+    kind = disk.get("type", "file")
+    source = disk.find("source")
+    if source is None or kind not in _LOCATION:
+        raise XmlError(f"{where}: a {kind} disk without a local source", remedy="see domblklist")
+    path = document.value(str(move.path))
+    if kind != "file":
+        tag = set_attribute(document.start_tag(disk), "type", b"file")
+        yield _retag(document, disk, tag)
+    backing = disk.find("backingStore")
+    if backing is not None and (kind, source.get("file")) != ("file", str(move.path)):
+        yield from _wrap(document, disk, source, backing)
+    yield _driver(document, disk, source, move)
+    tag = set_attribute(document.start_tag(source), "file", path, replacing=_LOCATION[kind])
+    yield _retag(document, source, tag)
+
+
+def _driver(document: Document, disk: etree._Element, source: etree._Element, move: Move) -> Edit:
+    driver = disk.find("driver")
+    value = document.value(move.format)
+    if driver is not None:
+        return _retag(document, driver, set_attribute(document.start_tag(driver), "type", value))
+    start = document.span(source).start
+    text = b"<driver name='qemu' type='%s'/>" % value + document.indent(source)
+    return Edit(start, start, text)
+
+
+def _wrap(
+    document: Document, disk: etree._Element, source: etree._Element, backing: etree._Element
+) -> Iterator[Edit]:
+    """Put an explicit `<backingStore>` below a new one for the image that was active."""
+    kind = disk.get("type", "file")
+    driver = disk.find("driver")
+    old_format = "raw" if driver is None else driver.get("type", "raw")
+    location = b"".join(
+        b" %s='%s'" % (name.encode(), document.value(source.get(name, "")))
+        for name in _LOCATION[kind]
+        if name in source.attrib
+    )
+    span, outer = document.span(backing), document.indent(backing)
+    inner = outer + b"  " if outer else b""
+    head = b"<backingStore type='%s'>" % document.value(kind)
+    head += inner + b"<format type='%s'/>" % document.value(old_format)
+    head += inner + b"<source%s/>" % location + inner
+    yield Edit(span.start, span.start, head)
+    yield Edit(span.end, span.end, outer + b"</backingStore>")
+
+
+def _retag(document: Document, element: etree._Element, tag: bytes) -> Edit:
+    span = document.span(element)
+    return Edit(span.start, span.inner, tag)
+
+
+def _state(document: Document) -> etree._Element | None:
+    return document.root.find(f"metadata/{STATE}")
+
+
+def _put_state(document: Document, attributes: bytes) -> list[Edit]:
+    """Replace our element by one with these attributes, or add it; libvirt allows only one."""
+    text = b'<imgtool:state xmlns:imgtool="%s"%s/>' % (NAMESPACE.encode(), attributes)
+    ours = document.root.findall(f"metadata/{STATE}")
+    if ours:
+        spans = [document.span(element) for element in ours]
+        texts = [text] + [b""] * (len(ours) - 1)
+        return [Edit(s.start, s.end, t) for s, t in zip(spans, texts, strict=True)]
+    metadata = document.root.find("metadata")
+    if metadata is None:
+        return [_new_metadata(document, text)]
+    span, outer = document.span(metadata), document.indent(metadata)
+    inner = outer + b"  " if outer else b""
+    if span.inner == span.end:
+        tag = opened(document.start_tag(metadata))
+        return [Edit(span.start, span.end, tag + inner + text + outer + b"</metadata>")]
+    children = list(metadata.iterchildren("*"))
+    at = document.span(children[-1]).end if children else span.inner
+    return [Edit(at, at, inner + text)]
+
+
+def _new_metadata(document: Document, text: bytes) -> Edit:
+    heads = [e for e in document.root if e.tag in ("name", "uuid", "title", "description")]
+    if not heads:
+        raise XmlError(f"{document.where}: the domain has no <name>", remedy="add one")
+    at, outer = document.span(heads[-1]).end, document.indent(heads[-1])
+    inner = outer + b"  " if outer else b""
+    return Edit(at, at, outer + b"<metadata>" + inner + text + outer + b"</metadata>")
