@@ -1,0 +1,1 @@
+"""Block-level power cuts: every write and flush is logged, and the disk rebuilt at any moment."""

@@ -1,0 +1,61 @@
+"""Do a piece of work on a logged disk, and keep what the disk saw."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .disk import FileSystem, copy_image, logged_disk, make_file_system, mounted
+from .log import Entry, read_log
+
+Work = Callable[[Path], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """What happened to a disk; `start` and `done` are indices of entries."""
+
+    base: Path  # the disk's image before the first entry
+    log: Path
+    entries: tuple[Entry, ...]
+    start: int  # where the work began
+    done: int  # where it returned; what comes later is somebody else's sync
+
+
+def record(
+    fs: FileSystem, folder: Path, mountpoint: Path, *, prepare: Work, act: Work
+) -> Recording:
+    """Do `prepare` on a new file system, unlogged and synced, and then `act`, logged.
+
+    The log ends before anything is unmounted: what was not synced by then is not in it.
+    `folder` is empty and will hold images and log; neither mounts nor processes stay.
+    """
+    image, base = folder / "disk", folder / "base"
+    make_file_system(fs, image)
+    with mounted(fs, image, mountpoint):
+        prepare(mountpoint)
+    copy_image(image, base)
+    with logged_disk(fs, image, mountpoint, folder) as disk:
+        start = disk.logged()
+        act(mountpoint)
+        done = disk.logged()
+        _sync_something_else(mountpoint)
+        end = disk.logged()
+    image.unlink()
+    return Recording(base, disk.log, read_log(disk.log, end), start, done)
+
+
+def _sync_something_else(mountpoint: Path) -> None:
+    """What other programs do all the time: it takes the journal to the disk, not our data.
+
+    Names and sizes that were never synced thus outlive their contents. The file has no name,
+    so that nothing stray is found after a cut.
+    """
+    file = os.open(mountpoint, os.O_TMPFILE | os.O_WRONLY, 0o600)
+    try:
+        os.write(file, b"x")
+        os.fsync(file)
+    finally:
+        os.close(file)

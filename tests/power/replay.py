@@ -1,0 +1,140 @@
+"""Cut the power at many moments of a piece of work, and look at what is left each time."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .cuts import Cut, Piece, flush_cuts, subset_cuts
+from .disk import FileSystem, copy_image, loop_device, mounted
+from .log import read_data
+from .record import Recording, Work, record
+
+Check = Callable[[Path], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class BadCut:
+    """A cut, and what was wrong after it."""
+
+    cut: Cut
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.cut}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutReport:
+    """How it went. `writes` and `flushes`: of the work, in the disk's log."""
+
+    fs: str
+    cuts: int
+    subsets: int  # of the cuts, those with a random subset
+    bad: tuple[BadCut, ...]
+    writes: int
+    flushes: int
+    seed: int
+    seconds: float  # for all the cuts with their checks
+
+    def __str__(self) -> str:
+        return (
+            f"{self.fs}: {self.cuts} cuts ({self.subsets} random subsets, seed {self.seed}),"
+            f" {len(self.bad)} bad; {self.writes} writes, {self.flushes} flushes;"
+            f" {self.cuts / self.seconds:.0f} cuts/s"
+        )
+
+    def explain(self, count: int = 5) -> str:
+        """The report and its first bad cuts, for an assertion's message."""
+        return "\n  ".join([str(self), *map(str, self.bad[:count])])
+
+
+def run_with_cuts(
+    fs: FileSystem,
+    workdir: Path,
+    prepare: Work,
+    act: Work,
+    check: Check,
+    subsets: int,
+    seed: int,
+    check_done: Check | None = None,
+) -> CutReport:
+    """Do `act` once, then check the file system as each of many power cuts would leave it.
+
+    The power goes at every flush, and at up to `subsets` random moments with a random subset of
+    what was not flushed; random, but for `seed`, which repeats the choice for one log only. All
+    the callables get the same mount point, so absolute paths hold; the device number of its
+    files changes, as it may at a reboot. `prepare` runs before, and is synced. `check` says what
+    is wrong, or returns None; it may change the disk (recovery!), which no other cut sees. What
+    it raises is a bad cut too, as is a file system that cannot be mounted. `check_done`, if
+    given, is the check for cuts after `act` returned: was what it promised there to stay?
+
+    `workdir` is an empty folder. Raises ToolError, and what prepare and act raise. Nothing stays
+    mounted, attached or running; the log and images stay in `workdir`.
+    """
+    mountpoint, folder = workdir / "mnt", workdir / "disk"
+    mountpoint.mkdir()
+    folder.mkdir()
+    recording = record(fs, folder, mountpoint, prepare=prepare, act=act)
+    entries, start, done = recording.entries, recording.start, recording.done
+    random_cuts = subset_cuts(entries, start, subsets, fs.sector, random.Random(seed))
+    cuts = (*flush_cuts(entries, start, done), *random_cuts)
+
+    image, bad, began = folder / "cut", [], time.monotonic()
+    # held so that the cuts get a loop device of another number than the work had
+    with loop_device(recording.base):
+        for cut in rebuild(recording, cuts, image):
+            verdict = check_done if check_done and cut.at >= done else check
+            if (reason := _judge(fs, image, mountpoint, verdict)) is not None:
+                bad.append(BadCut(cut, reason))
+    return CutReport(
+        fs=fs.name,
+        cuts=len(cuts),
+        subsets=len(random_cuts),
+        bad=tuple(bad),
+        writes=sum(entry.is_write for entry in entries[start:]),
+        flushes=sum(entry.is_flush for entry in entries[start:]),
+        seed=seed,
+        seconds=time.monotonic() - began,
+    )
+
+
+def rebuild(recording: Recording, cuts: Sequence[Cut], image: Path) -> Iterator[Cut]:
+    """Make `image` the disk as each cut left it, and yield the cut; in order of their flushes.
+
+    What cuts have in common is applied once, to the recording's base, which therefore changes.
+    """
+    applied = 0
+    with recording.log.open("rb") as log, recording.base.open("r+b", buffering=0) as base:
+        for cut in sorted(cuts, key=lambda cut: cut.settled):
+            for i in range(applied, cut.settled):
+                whole = Piece(i, 0, recording.entries[i].length)
+                _apply(recording, log.fileno(), whole, base.fileno())
+            applied = cut.settled
+            copy_image(recording.base, image)
+            with image.open("r+b", buffering=0) as disk:
+                for piece in cut.kept:
+                    _apply(recording, log.fileno(), piece, disk.fileno())
+            yield cut
+
+
+def _apply(recording: Recording, log: int, piece: Piece, disk: int) -> None:
+    entry = recording.entries[piece.entry]
+    data = read_data(log, entry, piece.start, piece.length)
+    at = entry.offset + piece.start
+    while data:
+        written = os.pwrite(disk, data, at)
+        data, at = data[written:], at + written
+
+
+def _judge(fs: FileSystem, image: Path, mountpoint: Path, check: Check) -> str | None:
+    """What is wrong with the file system in `image`, or None."""
+    try:
+        with mounted(fs, image, mountpoint):
+            return check(mountpoint)
+    except Exception as error:  # whatever it is, this cut broke something
+        return f"{type(error).__name__}: {error}"
