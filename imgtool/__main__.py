@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 
 
 def run() -> int:
     """Run the command line in `sys.argv` and return its exit code.
 
-    Until the command line is loaded nothing has been begun, so Ctrl-C just ends the process, as
-    it does with any command that does not care; Python could only add a traceback.
+    Ctrl-C prints no traceback from the first line on; before that, Python and the script that
+    pip wrote load for some milliseconds that no program of Python's can change.
     """
-    if sys.argv[1:] == ["--version"]:
-        return _version()
-    _on_interrupt(signal.SIG_DFL)
+    try:
+        return _version() if sys.argv[1:] == ["--version"] else _command_line()
+    except KeyboardInterrupt:
+        return 130  # 128 + SIGINT
+
+
+def _command_line() -> int:
+    import signal
+
+    def on_interrupt(action: signal._HANDLER) -> None:
+        # Who ignores SIGINT, as nohup and `&` do for their children, means it.
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, action)
+
+    # Nothing has been begun: die at once, as any command does. An exception could surface
+    # anywhere inside the libraries that are being loaded, and be printed there.
+    on_interrupt(signal.SIG_DFL)
     try:
         from imgtool.cli.main import main
     except ImportError as error:
@@ -22,12 +35,10 @@ def run() -> int:
         sys.stderr.write("remedy: pip install --force-reinstall imgtool\n")
         return 1
     try:
-        _on_interrupt(signal.default_int_handler)
+        on_interrupt(signal.default_int_handler)
         return main(sys.argv[1:])
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
     finally:
-        _on_interrupt(signal.SIG_DFL)  # the work is done, and what is left need not be cleaned up
+        on_interrupt(signal.SIG_DFL)  # done; Python's own clean-up is nothing to wait for
 
 
 def _version() -> int:
@@ -36,12 +47,6 @@ def _version() -> int:
 
     sys.stdout.write(f"imgtool {__version__}\n")
     return 0
-
-
-def _on_interrupt(action: signal._HANDLER) -> None:
-    """Set what SIGINT does, unless the caller has it ignored, as nohup and `&` do."""
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, action)
 
 
 if __name__ == "__main__":
