@@ -27,6 +27,7 @@ class PowerCuts(Protocol):
         subsets: int,
         seed: int,
         check_done: Check | None = None,
+        neighbour: float | None = None,
     ) -> CutReport: ...
 
 
@@ -43,9 +44,12 @@ def power(record_property: Callable[[str, object], None]) -> PowerCuts:
         subsets: int,
         seed: int,
         check_done: Check | None = None,
+        neighbour: float | None = None,
     ) -> CutReport:
         with scratch_folder() as folder:
-            report = run_with_cuts(fs, folder, prepare, act, check, subsets, seed, check_done)
+            report = run_with_cuts(
+                fs, folder, prepare, act, check, subsets, seed, check_done, neighbour
+            )
         record_property(PROPERTY, str(report))
         return report
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,12 +28,19 @@ class Recording:
 
 
 def record(
-    fs: FileSystem, folder: Path, mountpoint: Path, *, prepare: Work, act: Work
+    fs: FileSystem,
+    folder: Path,
+    mountpoint: Path,
+    *,
+    prepare: Work,
+    act: Work,
+    neighbour: float | None,
 ) -> Recording:
     """Do `prepare` on a new file system, unlogged and synced, and then `act`, logged.
 
     The log ends before anything is unmounted: what was not synced by then is not in it.
     `folder` is empty and will hold images and log; neither mounts nor processes stay.
+    `neighbour`: seconds between the syncs of another program on this file system, or None.
     """
     image, base = folder / "disk", folder / "base"
     make_file_system(fs, image)
@@ -39,12 +49,34 @@ def record(
     copy_image(image, base)
     with logged_disk(fs, image, mountpoint, folder) as disk:
         start = disk.logged()
-        act(mountpoint)
-        done = disk.logged()
+        with _neighbour(mountpoint, neighbour):
+            act(mountpoint)
+            done = disk.logged()
         _sync_something_else(mountpoint)
         end = disk.logged()
     image.unlink()
     return Recording(base, disk.log, read_log(disk.log, end), start, done)
+
+
+@contextmanager
+def _neighbour(mountpoint: Path, pause: float | None) -> Iterator[None]:
+    """Another program that syncs a file of its own, again and again, until the block ends."""
+    if pause is None:
+        yield
+        return
+    enough = threading.Event()
+
+    def work() -> None:
+        while not enough.wait(pause):
+            _sync_something_else(mountpoint)
+
+    with ThreadPoolExecutor(1) as pool:
+        thread = pool.submit(work)
+        try:
+            yield
+        finally:
+            enough.set()
+    thread.result()
 
 
 def _sync_something_else(mountpoint: Path) -> None:

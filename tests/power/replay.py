@@ -62,6 +62,7 @@ def run_with_cuts(
     subsets: int,
     seed: int,
     check_done: Check | None = None,
+    neighbour: float | None = None,
 ) -> CutReport:
     """Do `act` once, then check the file system as each of many power cuts would leave it.
 
@@ -73,13 +74,18 @@ def run_with_cuts(
     it raises is a bad cut too, as is a file system that cannot be mounted. `check_done`, if
     given, is the check for cuts after `act` returned: was what it promised there to stay?
 
+    With a `neighbour`, another program syncs a file of its own every so many seconds during
+    `act`, as happens on a busy host: names and sizes get to the disk between any two steps, long
+    before the contents; each sync is one more cut. It can also hide that `act` lacks a sync of
+    its own, so test without as well.
+
     `workdir` is an empty folder. Raises ToolError, and what prepare and act raise. Nothing stays
     mounted, attached or running; the log and images stay in `workdir`.
     """
     mountpoint, folder = workdir / "mnt", workdir / "disk"
     mountpoint.mkdir()
     folder.mkdir()
-    recording = record(fs, folder, mountpoint, prepare=prepare, act=act)
+    recording = record(fs, folder, mountpoint, prepare=prepare, act=act, neighbour=neighbour)
     entries, start, done = recording.entries, recording.start, recording.done
     random_cuts = subset_cuts(entries, start, subsets, fs.sector, random.Random(seed))
     cuts = (*flush_cuts(entries, start, done), *random_cuts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,6 +92,37 @@ def test_a_promise_that_was_not_synced_is_found(power: PowerCuts, fs: FileSystem
         seed=1,
     )
     assert {bad.reason for bad in report.bad} == {"not the new content"}, report.explain()
+
+
+@pytest.mark.parametrize("fs", [XFS, EXT4, EXT4_BARE], ids=str)
+def test_a_neighbour_shows_what_lies_between_two_syncs(power: PowerCuts, fs: FileSystem) -> None:
+    """The file is synced in the end; but its name was on the disk before there was a content."""
+
+    def slowly(root: Path) -> None:
+        with (root / "slow").open("wb") as file:
+            time.sleep(0.2)
+            file.write(NEW)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def none_or_whole(root: Path) -> str | None:
+        path = root / "slow"
+        return "no content" if path.exists() and path.read_bytes() != NEW else None
+
+    alone, beside = (
+        power(
+            fs,
+            prepare=prepare,
+            act=slowly,
+            check=none_or_whole,
+            subsets=5,
+            seed=5,
+            neighbour=pause,
+        )
+        for pause in (None, 0.02)
+    )
+    assert not alone.bad, alone.explain()
+    assert beside.bad, beside.explain()
 
 
 def test_what_a_check_changes_is_gone_at_the_next_cut(power: PowerCuts) -> None:
