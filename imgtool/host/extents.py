@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from sys import byteorder
 
@@ -24,10 +24,6 @@ class Extent:
     length: int
     host: int | None  # where the data begins in the file; None: reads as zeros
 
-    @property
-    def end(self) -> int:
-        return self.offset + self.length
-
 
 def allocated(fd: int) -> tuple[Extent, ...]:
     """What the image holds, by rising offset, neighbours merged; the rest is its base's.
@@ -41,19 +37,20 @@ def allocated(fd: int) -> tuple[Extent, ...]:
     header = qcow2.read_header(file)
     if header.version != 3 or header.incompatible or header.crypt_method:
         raise file.malformed("is not a scratch image of imgtool's")
-    extents: list[Extent] = []
+    return tuple(_merged(file, header))
+
+
+def _merged(file: ImageFile, header: qcow2.Header) -> Iterator[Extent]:
+    start = end = 0
+    first: int | None = None  # host offset of `start`
     for offset, host in _clusters(file, header):
-        length = min(header.cluster_size, header.virtual_size - offset)
-        last = extents[-1] if extents else None
-        if last and last.end == offset and _continues(last, host):
-            extents[-1] = replace(last, length=last.length + length)
-        else:
-            extents.append(Extent(offset, length, host))
-    return tuple(extents)
-
-
-def _continues(last: Extent, host: int | None) -> bool:
-    return host == (None if last.host is None else last.host + last.length)
+        if offset != end or host != (None if first is None else first + offset - start):
+            if end > start:
+                yield Extent(start, end - start, first)
+            start, first = offset, host
+        end = min(offset + header.cluster_size, header.virtual_size)
+    if end > start:
+        yield Extent(start, end - start, first)
 
 
 def _clusters(file: ImageFile, header: qcow2.Header) -> Iterator[tuple[int, int | None]]:
@@ -68,12 +65,11 @@ def _clusters(file: ImageFile, header: qcow2.Header) -> Iterator[tuple[int, int 
             if not entry or offset >= header.virtual_size:
                 continue
             host = entry & OFFSET
-            if entry & COMPRESSED or host % size or host >= file.size:
+            zero = bool(entry & ZERO)
+            if entry & COMPRESSED or host % size or (host >= file.size and not zero):
                 raise file.malformed(f"the L2 entry of offset {offset} cannot be")
-            if entry & ZERO:
-                yield offset, None
-            elif host:
-                yield offset, host
+            if zero or host:
+                yield offset, None if zero else host
 
 
 def _table(file: ImageFile, offset: int, entries: int) -> array[int]:

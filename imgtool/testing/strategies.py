@@ -1,0 +1,104 @@
+"""Hypothesis strategies for what imgtool works on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hypothesis import strategies as st
+
+from imgtool.model.domain import SnapshotMode
+from imgtool.model.image import Format, Qcow2Features
+from imgtool.model.snapshot import SnapshotDisk, SnapshotRequest
+from imgtool.testing.images import KIB, MIB
+
+AWKWARD = ",:;= \n\t'\"\\%&<>-#?*$`~[](){}!@+|^.éßж中😀\u202e\u0301"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSpec:
+    """An image to be made: see `make_image`."""
+
+    format: Format
+    size: int  # bytes
+    features: Qcow2Features | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskSpec:
+    """A disk to be made: its target, the name of its file, its image."""
+
+    target: str
+    file_name: str
+    image: ImageSpec
+
+
+def names(*, max_bytes: int = 60) -> st.SearchStrategy[str]:
+    """Names that a file may have and that trip programs up: commas, newlines, leading dashes."""
+    plain = st.characters(codec="utf-8", exclude_characters="/\0")
+    text = st.text(st.sampled_from(AWKWARD) | plain, min_size=1, max_size=max_bytes)
+    prefix = st.sampled_from(("", "", "-", "--help", "a:b", "json:", "a,b", " "))
+    whole = st.builds(lambda start, rest: start + rest, prefix, text)
+    return whole.filter(lambda name: name not in (".", "..") and len(name.encode()) <= max_bytes)
+
+
+def snapshot_names() -> st.SearchStrategy[str]:
+    """Names that imgtool accepts for a snapshot: no control characters, no leading dot or dash."""
+    allowed = st.characters(codec="utf-8", exclude_categories=("C", "Z"), exclude_characters="/")
+    text = st.text(st.sampled_from(",:;= é中😀'\"&<%") | allowed, min_size=1, max_size=20)
+    return text.filter(lambda name: name[0] not in ".- " and name.strip() == name)
+
+
+def qcow2_features(*, version_2: bool = True) -> st.SearchStrategy[Qcow2Features]:
+    """Features that qemu-img accepts together. `version_2`: compat=0.10 among them."""
+    return st.one_of(_version_3(), _version_2()) if version_2 else _version_3()
+
+
+def _version_2() -> st.SearchStrategy[Qcow2Features]:
+    sizes = st.integers(9, 21).map(lambda bits: 1 << bits)
+    return st.builds(Qcow2Features, cluster_size=sizes, compat=st.just("0.10"))
+
+
+@st.composite
+def _version_3(draw: st.DrawFn) -> Qcow2Features:
+    extended = draw(st.booleans())
+    return Qcow2Features(
+        cluster_size=1 << draw(st.integers(14 if extended else 9, 21)),
+        extended_l2=extended,
+        lazy_refcounts=draw(st.booleans()),
+        refcount_bits=1 << draw(st.integers(0, 6)),
+    )
+
+
+def images(*, max_size: int = 8 * MIB) -> st.SearchStrategy[ImageSpec]:
+    """Small images of each format that an overlay can be made over."""
+    sizes = st.integers(1, max_size // 512).map(lambda sectors: sectors * 512)
+    whole = st.integers(1, max_size // (64 * KIB)).map(lambda clusters: clusters * 64 * KIB)
+    return st.one_of(
+        st.builds(ImageSpec, format=st.just(Format.QCOW2), size=sizes, features=qcow2_features()),
+        st.builds(ImageSpec, format=st.just(Format.RAW), size=sizes),
+        st.builds(ImageSpec, format=st.sampled_from((Format.QED, Format.VMDK)), size=whole),
+    )
+
+
+@st.composite
+def disk_lists(draw: st.DrawFn, *, max_disks: int = 4) -> tuple[DiskSpec, ...]:
+    """Disks vda, vdb, ... with awkward file names, no two alike."""
+    count = draw(st.integers(1, max_disks))
+    files = draw(st.lists(names(max_bytes=40), min_size=count, max_size=count, unique=True))
+    return tuple(
+        DiskSpec(target=f"vd{chr(ord('a') + index)}", file_name=name, image=draw(images()))
+        for index, name in enumerate(files)
+    )
+
+
+@st.composite
+def snapshot_requests(draw: st.DrawFn, targets: tuple[str, ...]) -> SnapshotRequest:
+    """A snapshot of some of `targets`: none named at all, or each with or without a mode."""
+    named = draw(st.lists(st.sampled_from(targets), unique=True)) if targets else []
+    modes = st.sampled_from((None, SnapshotMode.NO, SnapshotMode.INTERNAL, SnapshotMode.EXTERNAL))
+    return SnapshotRequest(
+        name=draw(snapshot_names()),
+        description=draw(st.none() | st.text(st.characters(codec="utf-8", min_codepoint=32))),
+        memory=draw(st.sampled_from((None, "no"))),
+        disks=tuple(SnapshotDisk(name=target, mode=draw(modes)) for target in named),
+    )
