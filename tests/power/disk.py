@@ -191,5 +191,6 @@ def _stop(daemon: subprocess.Popen[bytes], export: Path) -> None:
     except subprocess.TimeoutExpired:
         daemon.kill()
         daemon.wait()
-    if export.is_mount():  # a daemon that was killed leaves its mount
+    # a daemon that was killed leaves its mount, and stat() cannot tell: there is nobody to answer
+    if f" {export} " in Path("/proc/self/mounts").read_text():
         tool("umount", "--lazy", export)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from .conftest import PowerCuts
 from .disk import BTRFS, EXT4, EXT4_BARE, XFS, FileSystem, scratch_folder
-from .replay import run_with_cuts
+from .record import Work
+from .replay import Check, run_with_cuts
 
 pytestmark = pytest.mark.power
 
@@ -162,13 +165,31 @@ def crash(root: Path) -> None:
     raise RuntimeError("the work failed")
 
 
-@pytest.mark.parametrize(("before", "work"), [(crash, save), (prepare, crash)])
-def test_nothing_stays_behind_when_the_work_fails(
-    before: Callable[[Path], None], work: Callable[[Path], None]
+def lose_the_disk(root: Path) -> None:
+    os.kill(int((root.parent / "disk" / "pid").read_text()), signal.SIGKILL)
+    save(root)
+
+
+def interrupt(root: Path) -> str | None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("before", "work", "check", "error"),
+    [
+        (crash, save, old_or_new, RuntimeError),
+        (prepare, crash, old_or_new, RuntimeError),
+        (prepare, lose_the_disk, old_or_new, OSError),
+        (prepare, save, interrupt, KeyboardInterrupt),
+    ],
+    ids=["prepare", "work", "disk", "check"],
+)
+def test_nothing_stays_behind_when_it_fails(
+    before: Work, work: Work, check: Check, error: type[BaseException]
 ) -> None:
     with scratch_folder() as folder:
-        with pytest.raises(RuntimeError, match="the work failed"):
-            run_with_cuts(XFS, folder, before, work, old_or_new, subsets=1, seed=1)
+        with pytest.raises(error):
+            run_with_cuts(XFS, folder, before, work, check, subsets=1, seed=1)
         loops = subprocess.run(
             ["losetup", "--list", "--noheadings", "--output", "BACK-FILE"],
             check=True,
@@ -177,7 +198,13 @@ def test_nothing_stays_behind_when_the_work_fails(
         ).stdout
         assert str(folder) not in loops
         assert str(folder) not in Path("/proc/self/mounts").read_text()
-        assert [path.name for path in folder.rglob("pid")] == []  # the daemon removed it
+        assert not [line for line in _command_lines() if str(folder) in line]
+
+
+def _command_lines() -> Iterator[str]:
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # ended meanwhile
+            yield (process / "cmdline").read_text(errors="replace")
 
 
 def _save(root: Path, *, sync_file: bool, sync_folder: bool) -> None:
