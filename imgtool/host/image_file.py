@@ -41,7 +41,9 @@ class ImageFile:
         _require_image(path, status)
         block_device = stat.S_ISBLK(status.st_mode)
         size = os.lseek(fd, 0, os.SEEK_END) if block_device else status.st_size
-        identity = Identity(status.st_dev, status.st_ino, size, status.st_mtime_ns)
+        # A block device is one device under any of its names.
+        file = (status.st_rdev, 0) if block_device else (status.st_dev, status.st_ino)
+        identity = Identity(*file, size, status.st_mtime_ns)
         return cls(path, fd, Inode(identity, status.st_blocks * SECTOR, block_device))
 
     @property

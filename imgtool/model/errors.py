@@ -17,6 +17,7 @@ ImgtoolError
  |   +- ImageChangedError  the image is not the one that was surveyed
  |   +- BusyError          another imgtool works on this domain
  +- PendingError       exit 4: a transaction waits for `imgtool recover`
+ |   +- NotDurableError    the new XML is visible, and may not survive a power cut
  +- Interrupted        exit 128 + signal
 """
 
@@ -109,6 +110,10 @@ class PendingError(ImgtoolError):
     """A transaction could neither be finished nor undone, and waits for `imgtool recover`."""
 
     exit_code = 4
+
+
+class NotDurableError(PendingError):
+    """The domain XML was replaced, but a sync failed: too late to go back, too early to finish."""
 
 
 class Interrupted(ImgtoolError):

@@ -65,6 +65,7 @@ class Image:
     """One layer of a chain, as its header and its inode describe it."""
 
     path: Path  # absolute, symbolic links resolved
+    name: Path | None = None  # as the domain XML or the layer above spells it; None: as `path`
     format: Format
     virtual_size: int  # bytes the guest sees
     allocation: int  # bytes on disk
@@ -79,6 +80,11 @@ class Image:
     dirty: bool = False
     encrypted: bool = False
     data_file: bool = False
+
+    @property
+    def spelled(self) -> Path:
+        """The path by which QEMU opens this image; relative backing names start from its folder."""
+        return self.name or self.path
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,17 @@ from imgtool.model.domain import SnapshotMode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DiskSpec:
+    """A diskspec word by word, as virsh would write it into XML. None: not given."""
+
+    name: str | None  # None: the whole diskspec is empty
+    snapshot: str | None = None
+    driver: str | None = None
+    stype: str | None = None  # file, block
+    file: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotDisk:
     """One `<disk>` of a `<domainsnapshot>`."""
 
@@ -15,8 +26,12 @@ class SnapshotDisk:
     mode: SnapshotMode | None = None
     type: str = "file"  # file, block, network
     driver: str = ""  # format of the overlay, as written
+    driver_extra: bytes = b""  # children of <driver>, as they came: <metadata_cache>
     source: str = ""  # the overlay's path, as written
+    location: tuple[tuple[str, str], ...] = ()  # further attributes of <source>: protocol, ...
     extra: bytes = b""  # further children of <source>, kept as they came
+    deleting: bool = False  # libvirt was interrupted while it deleted this snapshot
+    spec: DiskSpec | None = None  # where it came from a command line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +57,11 @@ class Snapshot:
     memory: str | None = "no"
     memory_file: str | None = None
     disks: tuple[SnapshotDisk, ...] = ()
+    revert_disks: tuple[SnapshotDisk, ...] = ()  # overlays in use since a revert
     domain_xml: bytes = b""  # the whole <domain> of before
+    inactive_xml: bytes = b""  # <inactiveDomain> of a domain that ran
+    cookie: bytes = b""  # <cookie> of a domain that ran
+    active: bool | None = None  # libvirt's own mark of the current one, in its files only
     transaction: str = ""  # id of the transaction that recorded it; empty: not ours
 
     @property

@@ -15,7 +15,7 @@ AWKWARD = ",:;= \n\t'\"\\%&<>-#?*$`~[](){}!@+|^.éßж中😀\u202e\u0301"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImageSpec:
+class ImageDraft:
     """An image to be made: see `make_image`."""
 
     format: Format
@@ -24,12 +24,12 @@ class ImageSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DiskSpec:
+class DiskDraft:
     """A disk to be made: its target, the name of its file, its image."""
 
     target: str
     file_name: str
-    image: ImageSpec
+    image: ImageDraft
 
 
 def names(*, max_bytes: int = 60) -> st.SearchStrategy[str]:
@@ -69,24 +69,24 @@ def _version_3(draw: st.DrawFn) -> Qcow2Features:
     )
 
 
-def images(*, max_size: int = 8 * MIB) -> st.SearchStrategy[ImageSpec]:
+def images(*, max_size: int = 8 * MIB) -> st.SearchStrategy[ImageDraft]:
     """Small images of each format that an overlay can be made over."""
     sizes = st.integers(1, max_size // 512).map(lambda sectors: sectors * 512)
     whole = st.integers(1, max_size // (64 * KIB)).map(lambda clusters: clusters * 64 * KIB)
     return st.one_of(
-        st.builds(ImageSpec, format=st.just(Format.QCOW2), size=sizes, features=qcow2_features()),
-        st.builds(ImageSpec, format=st.just(Format.RAW), size=sizes),
-        st.builds(ImageSpec, format=st.sampled_from((Format.QED, Format.VMDK)), size=whole),
+        st.builds(ImageDraft, format=st.just(Format.QCOW2), size=sizes, features=qcow2_features()),
+        st.builds(ImageDraft, format=st.just(Format.RAW), size=sizes),
+        st.builds(ImageDraft, format=st.sampled_from((Format.QED, Format.VMDK)), size=whole),
     )
 
 
 @st.composite
-def disk_lists(draw: st.DrawFn, *, max_disks: int = 4) -> tuple[DiskSpec, ...]:
+def disk_lists(draw: st.DrawFn, *, max_disks: int = 4) -> tuple[DiskDraft, ...]:
     """Disks vda, vdb, ... with awkward file names, no two alike."""
     count = draw(st.integers(1, max_disks))
     files = draw(st.lists(names(max_bytes=40), min_size=count, max_size=count, unique=True))
     return tuple(
-        DiskSpec(target=f"vd{chr(ord('a') + index)}", file_name=name, image=draw(images()))
+        DiskDraft(target=f"vd{chr(ord('a') + index)}", file_name=name, image=draw(images()))
         for index, name in enumerate(files)
     )
 

@@ -12,6 +12,7 @@ from imgtool.model.domain import Disk, Domain, DomainState, Head, SnapshotMode
 from imgtool.model.errors import XmlError
 from imgtool.model.image import Format
 from imgtool.xml import safe
+from imgtool.xml.spans import Document, Edit
 
 NAMESPACE = "https://imgtool.dev/xmlns/domain/1"
 STATE = f"{{{NAMESPACE}}}state"
@@ -45,6 +46,20 @@ def head(xml: bytes, *, where: str = "domain", state: DomainState = DomainState.
     """The same, with the digest that tells one version of the XML from another."""
     digest = hashlib.sha256(xml).hexdigest()
     return Head(domain=parse_domain(xml, where=where), xml=xml, digest=digest, state=state)
+
+
+def with_uuid(xml: bytes, text: str, *, where: str = "domain") -> bytes:
+    """The same `<domain>` with `<uuid>text</uuid>` behind its name, if it has no UUID yet."""
+    document = Document(xml, root="domain", where=where)
+    present, name = document.root.find("uuid"), document.root.find("name")
+    if (present is not None and (present.text or "").strip()) or name is None:
+        return xml
+    element = b"<uuid>%s</uuid>" % text.encode("ascii")
+    if present is not None:
+        span = document.span(present)
+        return document.apply([Edit(span.start, span.end, element)])
+    at = document.span(name).end
+    return document.apply([Edit(at, at, document.indent(name) + element)])
 
 
 def _uuid(text: str | None, name: str, where: str) -> str:

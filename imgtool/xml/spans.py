@@ -14,14 +14,10 @@ from pyexpat import ExpatError, ParserCreate
 from lxml import etree
 
 from imgtool.model.errors import XmlError
-from imgtool.xml import safe
+from imgtool.xml import escape, safe
 
 _ATTRIBUTE = re.compile(rb"""(\s+)([^\s=<>/'"]+)(\s*=\s*)("[^"]*"|'[^']*')""")
 _START_TAG = re.compile(rb"""<[^\s<>/]+(?:[^<>'"]|"[^"]*"|'[^']*')*>""")
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
-_ESCAPES = str.maketrans(
-    {"&": "&amp;", "<": "&lt;", ">": "&gt;", "'": "&apos;", '"': "&quot;"},
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +74,8 @@ class Document:
         return b"" if newline < 0 else blanks[newline:]
 
     def value(self, text: str) -> bytes:
-        """`text` as the value of an attribute, without the quotes.
-
-        Control characters are refused although XML could write tab and newline as references:
-        libvirt prints them raw, and whoever reads that sees a space.
-        """
-        if _UNSAFE.search(text):
-            raise XmlError(
-                f"{self.where}: {text!r} cannot be written as XML",
-                remedy="rename it without control characters, in UTF-8",
-            )
-        return text.translate(_ESCAPES).encode(self._encoding, "xmlcharrefreplace")
+        """`text` as the value of an attribute, without the quotes. Raises XmlError."""
+        return escape.path(text, self.where).encode(self._encoding, "xmlcharrefreplace")
 
     def apply(self, edits: Iterable[Edit]) -> bytes:
         """The document after all edits, which must not overlap."""

@@ -1,0 +1,109 @@
+"""Find the transactions that were left open, and end them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from imgtool.engine.journal import Journal
+from imgtool.engine.room import entered, uuids
+from imgtool.engine.transaction import Direction, conclude, decide
+from imgtool.engine.world import World
+from imgtool.model.errors import ImgtoolError, NotFoundError, PendingError
+from imgtool.model.plan import Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """A transaction that is open, and which way it will end (None: its store is another one)."""
+
+    plan: Plan
+    direction: Direction | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """A transaction that recovery has ended."""
+
+    domain: str
+    txid: str
+    summary: str
+    direction: Direction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """What `recover` did, and what it had to leave."""
+
+    ended: tuple[Ended, ...]
+    pending: tuple[Waiting, ...]
+    problems: tuple[ImgtoolError, ...]
+
+
+def waiting(world: World, uuid: str) -> Waiting | None:
+    """The open transaction of one domain, read without its lock."""
+    pending = Journal(world.state_dir / uuid / "journal", world.files).pending()
+    if pending is None:
+        return None
+    if pending.plan.store != world.store.uri:
+        return Waiting(plan=pending.plan, direction=None)
+    try:
+        head = world.store.head(uuid)
+    except NotFoundError:
+        head = None
+    return Waiting(plan=pending.plan, direction=decide(pending.plan, head))
+
+
+def all_waiting(world: World) -> tuple[Waiting, ...]:
+    """All open transactions in the state folder."""
+    found = (waiting(world, uuid) for uuid in uuids(world.state_dir))
+    return tuple(each for each in found if each is not None)
+
+
+def recover(world: World, only: str | None = None) -> Recovery:
+    """End every open transaction of this store, or the one of the domain with UUID `only`.
+
+    Idempotent, safe to kill, safe at boot. What cannot be ended is reported, never raised, so
+    that one domain's trouble does not keep the others from being mended.
+    """
+    ended: list[Ended] = []
+    pending: list[Waiting] = []
+    problems: list[ImgtoolError] = []
+    for uuid in uuids(world.state_dir) if only is None else (only,):
+        before = None
+        try:
+            before = waiting(world, uuid)
+            if before is not None and before.direction is None:
+                pending.append(before)
+                continue
+            done = _enter_and_conclude(world, uuid)
+        except ImgtoolError as error:
+            problems.append(error)
+            if before is not None:
+                pending.append(before)
+            continue
+        if done is not None and before is not None:
+            plan = before.plan
+            ended.append(
+                Ended(domain=plan.domain, txid=plan.txid, summary=plan.summary, direction=done)
+            )
+    return Recovery(ended=tuple(ended), pending=tuple(pending), problems=tuple(problems))
+
+
+def _enter_and_conclude(world: World, uuid: str) -> Direction | None:
+    with (
+        entered(world.state_dir, uuid, world.files) as room,
+        world.interrupt.deferred(lambda: None),
+    ):
+        return conclude(room, world)
+
+
+def require_nothing_pending(recovery: Recovery) -> None:
+    """Raises PendingError, or the one problem there was, if anything was left open."""
+    if recovery.problems:
+        raise recovery.problems[0]
+    if recovery.pending:
+        plan = recovery.pending[0].plan
+        raise PendingError(
+            f"a transaction of {plan.store} is pending: {plan.summary}",
+            remedy=f"imgtool -c {plan.store} recover {plan.domain}",
+        )

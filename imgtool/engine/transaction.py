@@ -1,0 +1,220 @@
+"""Run a plan: all of it or none of it. Recovery is re-entry: the same functions, another process.
+
+The domain XML is the commit record. Whatever the journal says, a transaction whose id the XML
+carries goes forward, any other goes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum, auto
+from pathlib import Path
+
+from imgtool.engine import redo, undo
+from imgtool.engine.journal import Staged, StagedOverlay
+from imgtool.engine.redo import Redo
+from imgtool.engine.room import Room
+from imgtool.engine.world import World, naming
+from imgtool.host.headers import read_image
+from imgtool.host.locks import PinnedImages, check_unchanged
+from imgtool.model.domain import Head
+from imgtool.model.errors import FailedError, ImgtoolError, Interrupted, NotFoundError, PendingError
+from imgtool.model.image import Format
+from imgtool.model.plan import ChangeInPlace, Commit, CreateOverlay, Plan, PutRecord, SetCurrent
+
+
+class Direction(Enum):
+    """Which way a transaction ends."""
+
+    FORWARD = auto()
+    BACK = auto()
+
+
+def decide(plan: Plan, head: Head | None) -> Direction:
+    """Which way a pending transaction ends. The domain XML is the commit record."""
+    carried = head is not None and head.domain.transaction == plan.txid
+    return Direction.FORWARD if carried else Direction.BACK
+
+
+def run(plan: Plan, commit: Commit, room: Room, world: World) -> None:
+    """Do all that the plan says, or nothing.
+
+    Raises the first step's error with nothing changed, Interrupted after a signal (saying which
+    way it went), or PendingError if it could be neither finished nor undone. A crash inside is
+    ended by `conclude`, before or after the pivot.
+    """
+    world.qemu.held = room.lock
+    with PinnedImages() as pinned, world.interrupt.deferred(world.qemu.cancel):
+        pinned.pin(commit.pins)
+        _check_space(commit, world)
+        world.interrupt.check()
+        try:
+            _perform(plan, commit, room, world)
+        except BaseException as error:
+            if conclude(room, world, pinned=True) is not Direction.FORWARD:
+                world.interrupt.check()
+                raise _plain(error, plan) from error
+            if not isinstance(error, Exception):
+                raise  # KeyboardInterrupt of a caller without our signal handlers
+        else:
+            conclude(room, world, pinned=True)
+        if world.interrupt.signum is not None:
+            raise Interrupted(world.interrupt.signum, f"came too late: {plan.summary} is done")
+
+
+def conclude(room: Room, world: World, *, pinned: bool = False) -> Direction | None:
+    """End the domain's pending transaction, whoever began it; None if there is none.
+
+    Idempotent, and safe to kill. `pinned`: this process holds the locks of the images already.
+    Raises PendingError if it cannot be ended now; then everything needed for it is still there.
+    """
+    try:
+        pending = room.journal.pending()
+        if pending is None:
+            _forget_journal(room)
+            return None
+        head = _head(pending.plan, world)
+        direction = decide(pending.plan, head)
+        with PinnedImages() as images:
+            if not pinned:
+                images.seize(undo.blocked_images(pending))
+            if direction is Direction.FORWARD and head is not None:
+                undo.finish(pending, head.domain.name, world)
+            else:
+                undo.go_back(pending, None if head is None else head.domain.name, world)
+        room.clear(pending.plan.workspace)
+        room.journal.remove()
+        return direction
+    except PendingError:
+        raise
+    except (OSError, ImgtoolError) as error:
+        raise PendingError(
+            f"a transaction is pending ({room.journal.path}): {error}",
+            remedy="mend the cause, then run `imgtool recover`",
+        ) from error
+
+
+def _forget_journal(room: Room) -> None:
+    if room.journal.path.exists():  # torn in its first line: nothing had been done yet
+        room.journal.remove()
+
+
+def _head(plan: Plan, world: World) -> Head | None:
+    if plan.store != world.store.uri:
+        raise PendingError(
+            f"a transaction of {plan.store} is pending: {plan.summary}",
+            remedy=f"run `imgtool -c {plan.store} recover {plan.domain}`",
+        )
+    try:
+        return world.store.head(plan.uuid)
+    except NotFoundError:
+        return None
+
+
+def _check_space(commit: Commit, world: World) -> None:
+    needed: dict[int, int] = {}
+    for space in commit.space:
+        with naming(space.target, space.folder):
+            device = space.folder.stat().st_dev
+            needed[device] = needed.get(device, 0) + space.size
+            free = world.files.free_bytes(space.folder)
+        if needed[device] > free:
+            raise FailedError(
+                f"{space.target}: {space.folder}: {needed[device]} bytes are needed, {free} free",
+                remedy="free some space there",
+            )
+
+
+def _perform(plan: Plan, commit: Commit, room: Room, world: World) -> None:
+    room.journal.begin(plan)
+    redos = _stage(plan, world)
+    staged = Staged(
+        overlays=world.each(lambda step: _sync_overlay(step, world), plan.overlays),
+        changes=tuple(each.staged for each in redos),
+    )
+    if plan.changes:
+        world.files.sync_dir(plan.workspace)
+    world.interrupt.check()
+    check_unchanged(commit.pins)
+    room.journal.staged(staged)
+    _publish(plan, redos, world)
+    _record(plan, commit, world)
+    world.interrupt.check()
+    check_unchanged(commit.pins, except_for=[step.image for step in plan.changes])
+    world.store.pivot(plan.domain, expected=commit.expected, xml=commit.xml)
+
+
+def _stage(plan: Plan, world: World) -> tuple[Redo, ...]:
+    template = plan.workspace / "scratch"
+    if plan.changes:
+        with naming(plan.changes[0].target, plan.workspace):
+            world.files.make_dirs(plan.workspace)
+            size = max(redo.scratch_size(step) for step in plan.changes)
+            world.qemu.create_scratch(template, virtual_size=size)
+
+    def stage(step: CreateOverlay | ChangeInPlace) -> Redo | None:
+        world.interrupt.check()
+        if isinstance(step, CreateOverlay):
+            _create_overlay(step, world)
+            return None
+        with naming(step.target, step.image):
+            return redo.stage(step, template, world.files, world.qemu)
+
+    return tuple(each for each in world.each(stage, plan.steps) if each is not None)
+
+
+def _create_overlay(step: CreateOverlay, world: World) -> None:
+    with naming(step.target, step.overlay):
+        world.files.create_like(step.staged, step.base)
+        world.qemu.create_overlay(
+            step.staged,
+            base=Path(step.backing),
+            base_format=step.base_format,
+            virtual_size=step.virtual_size,
+            features=step.features,
+        )
+        made = read_image(step.staged, Format.QCOW2)
+        seen = (made.backing, made.backing_format, made.virtual_size, made.features)
+        if seen != (step.backing, step.base_format, step.virtual_size, step.features):
+            raise FailedError(f"{step.overlay}: qemu-img made something else: {made}")
+
+
+def _sync_overlay(step: CreateOverlay, world: World) -> StagedOverlay:
+    with naming(step.target, step.overlay):
+        world.files.sync_file(step.staged)
+        return StagedOverlay(staged=step.staged, identity=world.files.identity(step.staged))
+
+
+def _publish(plan: Plan, redos: Sequence[Redo], world: World) -> None:
+    def block(step: ChangeInPlace) -> None:
+        with naming(step.target, step.image), redo.opened(world.files, step.image) as image:
+            redo.block(image, world.files)
+
+    def publish(step: CreateOverlay | Redo) -> None:
+        if isinstance(step, Redo):
+            with naming(step.change.target, step.change.image):
+                step.apply(world.files)
+        else:
+            with naming(step.target, step.overlay):
+                world.files.publish(step.staged, step.overlay)
+
+    world.each(block, plan.changes)  # all of them before the first byte of redo
+    world.interrupt.check()
+    todo: tuple[CreateOverlay | Redo, ...] = (*plan.overlays, *redos)
+    world.each(publish, todo)
+
+
+def _record(plan: Plan, commit: Commit, world: World) -> None:
+    documents = iter(commit.records)
+    for step in plan.records:
+        if isinstance(step, PutRecord):
+            world.store.record(plan.domain, step.name, next(documents), current=False)
+        elif isinstance(step, SetCurrent):
+            world.store.set_current(plan.domain, step.name)
+
+
+def _plain(error: BaseException, plan: Plan) -> BaseException:
+    """What a caller sees: our errors and Ctrl-C as they are, OSError as a sentence."""
+    if isinstance(error, OSError):
+        return FailedError(f"{plan.domain}: {error.filename or ''}: {error.strerror or error}")
+    return error

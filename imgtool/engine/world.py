@@ -1,0 +1,94 @@
+"""What a transaction acts upon, handed in as one value, and its disks worked on side by side."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from imgtool.engine.interrupt import Interrupt
+from imgtool.host.files import Files
+from imgtool.host.qemu_img import QemuImg
+from imgtool.model.errors import FailedError
+from imgtool.stores.base import DomainStore
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+REMEDIES = {
+    28: "free some space there",  # ENOSPC
+    122: "raise the quota, or free some space there",  # EDQUOT
+    30: "choose a folder that can be written",  # EROFS
+    13: "choose a folder that can be written, or run as its owner",  # EACCES
+    36: "choose a shorter name",  # ENAMETOOLONG
+    2: "make sure that the folder is there",  # ENOENT
+    5: "look at the storage: the kernel log says more",  # EIO
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """The store and the tools that one command uses."""
+
+    store: DomainStore
+    state_dir: Path
+    files: Files = field(default_factory=Files)
+    qemu: QemuImg = field(default_factory=QemuImg)
+    interrupt: Interrupt = field(default_factory=Interrupt)
+    jobs: int = 0  # disks worked on at once; 0: by the number of processors
+    say: Callable[[str], None] = lambda _line: None  # what a person should know, a line each
+
+    def each(self, work: Callable[[T], R], items: Iterable[T]) -> tuple[R, ...]:
+        """Do `work` on every item, several at a time; results in order.
+
+        After the first error nothing more is started, and what runs is waited for.
+        """
+        todo = tuple(items)
+        workers = min(len(todo), self.jobs or 2 * (os.cpu_count() or 1))
+        if workers <= 1:
+            return tuple(work(item) for item in todo)
+        with ThreadPoolExecutor(workers) as pool:
+            futures = [pool.submit(work, item) for item in todo]
+            _watch(futures)
+        return tuple(future.result() for future in _errors_first(futures))
+
+
+@contextmanager
+def naming(target: str, path: Path) -> Iterator[None]:
+    """Turn what goes wrong inside into one sentence that names the disk.
+
+    Raises FailedError for OSError; errors of ours keep their type.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        raise FailedError(
+            f"{target}: {os.fsdecode(where)}: {error.strerror or error}",
+            remedy=REMEDIES.get(error.errno or 0, ""),
+        ) from error
+    except FailedError as error:
+        if error.message.startswith(f"{target}: "):
+            raise
+        raise type(error)(f"{target}: {error.message}", remedy=error.remedy) from error
+
+
+def _watch(futures: list[Future[R]]) -> None:
+    pending = set(futures)
+    while pending:
+        # A short wait lets the main thread run signal handlers.
+        done, pending = wait(pending, timeout=0.2, return_when=FIRST_EXCEPTION)
+        if any(not future.cancelled() and future.exception() for future in done):
+            for future in pending:
+                future.cancel()
+
+
+def _errors_first(futures: list[Future[R]]) -> list[Future[R]]:
+    for future in futures:
+        if not future.cancelled() and (error := future.exception()):
+            raise error
+    return futures

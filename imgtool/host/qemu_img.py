@@ -1,0 +1,214 @@
+"""The only module that runs programs: qemu-img, by argument list, formats always given."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imgtool.model.errors import QemuImgError
+from imgtool.model.image import Format, Qcow2Features
+
+TOOL = "qemu-img"
+QUICK = 60.0  # seconds; for commands that only touch metadata of bounded size
+_SAFE_ENV = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "LD_PRELOAD")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What `qemu-img check` said."""
+
+    corruptions: int
+    leaks: int  # clusters
+    errors: int
+    image_end: int | None  # bytes of the file that are in use; None where the format has no such
+
+
+class QemuImg:
+    """One method per subcommand. Any may raise QemuImgError; a half-made file may remain."""
+
+    def __init__(self) -> None:
+        self.held: int | None = None
+        """A descriptor that children inherit: a lock on it outlives us as long as they run."""
+        self._running: dict[int, Any] = {}
+        self._guard = threading.Lock()
+        self._cancelled = False
+
+    def run(
+        self, *args: str | Path, timeout: float | None = QUICK, ok: Sequence[int] = (0,)
+    ) -> str:
+        """Run qemu-img with `args`, return its stdout. `timeout` in seconds, None for none."""
+        import sh
+
+        try:
+            command = sh.Command(TOOL)
+        except sh.CommandNotFound as error:
+            raise QemuImgError("qemu-img is not installed", remedy="install qemu-utils") from error
+        with self._guard:
+            if self._cancelled:
+                raise QemuImgError(f"{args[0]}: cancelled")
+            process = command(
+                *(os.fspath(arg) for arg in args),
+                _bg=True,
+                _bg_exc=False,
+                _tty_out=False,
+                _new_group=True,  # Ctrl-C is for us: we stop our children ourselves
+                _return_cmd=True,
+                _internal_bufsize=65536,
+                _env={name: os.environ[name] for name in _SAFE_ENV if name in os.environ}
+                | {"LC_ALL": "C.UTF-8"},
+                _ok_code=list(ok),
+                _pass_fds=set() if self.held is None else {self.held},
+            )
+            self._running[id(process)] = process
+        return self._wait(process, str(args[0]), timeout)
+
+    def cancel(self) -> None:
+        """Kill what runs, refuse what comes. Safe in a signal handler of the main thread."""
+        self._cancelled = True
+        for process in tuple(self._running.values()):
+            _kill(process)
+
+    def _wait(self, process: Any, what: str, timeout: float | None) -> str:
+        import sh
+
+        timer = threading.Timer(timeout, _kill, [process]) if timeout else None
+        if timer:
+            timer.start()
+        try:
+            process.wait()
+        except sh.ErrorReturnCode as error:  # includes death by signal
+            detail = " ".join(error.stderr.decode(errors="replace").split())
+            if timer and timer.finished.is_set() and not self._cancelled:
+                detail = f"no answer for {timeout} s"
+            raise QemuImgError(
+                f"qemu-img {what}: {detail or f'ended with status {error.exit_code}'}",
+                remedy="see qemu-img(1)",
+            ) from error
+        finally:
+            if timer:
+                timer.cancel()
+            self._running.pop(id(process), None)
+        return bytes(process.stdout).decode(errors="surrogateescape")
+
+    def create_overlay(
+        self,
+        path: Path,
+        *,
+        base: Path,
+        base_format: Format,
+        virtual_size: int,
+        features: Qcow2Features,
+    ) -> None:
+        """Create a qcow2 overlay of `virtual_size` bytes at `path`, recording `base` as given.
+
+        `base` is absolute, or relative to the folder of `path`. qemu-img opens the whole chain
+        below it. An existing empty `path` keeps its inode, owner and mode.
+        """
+        options = f"cluster_size={features.cluster_size},compat={features.compat}"
+        if features.compat != "0.10":
+            options += f",lazy_refcounts={_on(features.lazy_refcounts)}"
+            options += f",extended_l2={_on(features.extended_l2)}"
+            options += f",refcount_bits={features.refcount_bits}"
+        self.run(
+            "create", "-q", "-f", Format.QCOW2, "-o", options,
+            "-F", base_format, "-b", base, path, str(virtual_size),
+        )  # fmt: skip
+
+    def create_scratch(self, path: Path, *, virtual_size: int) -> None:
+        """Create an empty qcow2 without a backing name, to be given one by `Scratch`."""
+        self.run("create", "-q", "-f", Format.QCOW2, path, str(virtual_size))
+
+    def change(self, command: Sequence[str], scratch: Scratch) -> None:
+        """Run a subcommand that writes an image, on a scratch layer over it."""
+        # Whole passes over the metadata of large images: no time limit.
+        self.run(*command, "--image-opts", scratch.options(), timeout=None)
+
+    def check_scratch(self, scratch: Scratch) -> CheckReport:
+        """Check the image as it reads through a scratch layer."""
+        output = self.run(
+            "check", "--output=json", "--image-opts", scratch.options(), timeout=None, ok=(0, 2, 3)
+        )
+        return _report(output)
+
+    def check(self, path: Path, fmt: Format) -> CheckReport:
+        """Check an image. Other than qemu-img, damage is not an error here."""
+        output = self.run("check", "--output=json", "-f", fmt, path, timeout=None, ok=(0, 2, 3))
+        return _report(output)
+
+    def has_own_data(self, path: Path) -> bool:
+        """Whether a qcow2 holds any cluster itself, rather than showing its base."""
+        output = self.run("map", "--output=json", "-f", Format.QCOW2, path, timeout=None)
+        entries = _json(output, "map")
+        return any(entry["depth"] == 0 and entry.get("present", True) for entry in entries)
+
+    def info_json(self, path: Path, fmt: Format) -> bytes:
+        """`qemu-img info` of one image, without its chain, as JSON."""
+        return self.run("info", "--output=json", "-f", fmt, path).encode(errors="surrogateescape")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scratch:
+    """An image seen through a scratch qcow2 that takes all writes.
+
+    The scratch layer is never needed after a crash, so its flushes are left out.
+    """
+
+    redo: Path  # the scratch qcow2; has no backing name of its own
+    image: Path  # the qcow2 below, opened read-only
+    block_device: bool
+
+    def options(self) -> str:
+        """For --image-opts; a comma in a value is doubled."""
+        driver = "host_device" if self.block_device else "file"
+        return ",".join(
+            (
+                "driver=qcow2",
+                "discard=unmap",
+                "file.driver=qcow2",
+                "file.discard=unmap",
+                "file.cache.no-flush=on",
+                "cache.no-flush=on",
+                "file.file.driver=file",
+                "file.file.filename=" + _escape(self.redo),
+                "file.backing.driver=raw",
+                f"file.backing.file.driver={driver}",
+                "file.backing.file.filename=" + _escape(self.image),
+            )
+        )
+
+
+def _escape(path: Path) -> str:
+    return os.fspath(path).replace(",", ",,")
+
+
+def _on(value: bool) -> str:
+    return "on" if value else "off"
+
+
+def _kill(process: Any) -> None:
+    try:
+        process.kill()
+    except (ProcessLookupError, OSError):
+        return  # it has ended by itself
+
+
+def _report(output: str) -> CheckReport:
+    facts = _json(output, "check")
+    return CheckReport(
+        corruptions=int(facts.get("corruptions", 0)),
+        leaks=int(facts.get("leaks", 0)),
+        errors=int(facts.get("check-errors", 0)),
+        image_end=facts.get("image-end-offset"),
+    )
+
+
+def _json(output: str, what: str) -> Any:
+    try:
+        return json.loads(output)
+    except ValueError as error:
+        raise QemuImgError(f"qemu-img {what}: no JSON came back") from error
