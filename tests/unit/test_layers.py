@@ -44,7 +44,8 @@ IMPURE = {
 }
 # The few parts of os that only handle a name, given absolute paths.
 OS_ABOUT_NAMES = {
-    *("os.fspath", "os.fsencode", "os.fsdecode", "os.PathLike", "os.path", "os.path.relpath"),
+    *("os.fspath", "os.fsencode", "os.fsdecode", "os.PathLike", "os.path"),
+    *("os.path.relpath", "os.path.normpath"),
 }
 PURE_ROOMS = {"model", "xml", "plan"}
 
