@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from imgtool.model.errors import BadRequestError
 from imgtool.model.snapshot import DiskSpec, SnapshotDisk, SnapshotRequest
@@ -45,12 +46,13 @@ def checked(request: SnapshotRequest) -> SnapshotRequest:
         if any(ord(char) < 32 and char not in "\t\n" for char in text):
             raise BadRequestError(f"{text!r} has control characters", remedy="leave them out")
     read = parse_request(print_xml(request), where="snapshot-create-as")
-    for asked, got in zip(request.disks, read.disks, strict=True):
-        if (asked.name, asked.source) != (got.name, got.source):
-            raise BadRequestError(
-                f"{asked.name!r}, {asked.source!r} cannot be written as XML",
-                remedy="rename it without control characters",
-            )
+    kept = tuple(replace(disk, spec=None) for disk in request.disks)
+    if kept != read.disks:
+        changed = [disk.name for disk in kept if disk not in read.disks]
+        raise BadRequestError(
+            f"diskspec of {', '.join(map(repr, changed))} cannot be written as XML",
+            remedy="leave out quotes and control characters",
+        )
     return read
 
 
