@@ -1,0 +1,64 @@
+"""What every command is handed: global options, where to connect, how to answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imgtool.engine.interrupt import Interrupt
+
+if TYPE_CHECKING:
+    from imgtool.engine.world import World
+
+
+@dataclass(slots=True, kw_only=True)
+class Context:
+    """The global options of one run of the command."""
+
+    connect: str = ""
+    json: bool = False
+    dry_run: bool = False
+    state_dir: Path | None = None
+    jobs: int = 0
+    verbosity: int = 0  # -1: quiet
+    interrupt: Interrupt
+
+    @contextmanager
+    def world(self, domain: str | None = None) -> Iterator[tuple[World, str]]:
+        """The store that a DOMAIN argument means, and the domain's name in it."""
+        from imgtool import api
+
+        uri, name = api.locate(domain, self.connect) if domain else (self.connect, "")
+        with api.open_world(
+            uri,
+            state_dir=self.state_dir,
+            jobs=self.jobs,
+            interrupt=self.interrupt,
+            say=self.note,
+        ) as world:
+            yield world, name
+
+    def note(self, line: str) -> None:
+        """Something a person should know, on stderr."""
+        if self.verbosity >= 0:
+            print(f"imgtool: {line}", file=sys.stderr)
+
+    def answer(self, facts: dict[str, Any], text: Callable[[], str]) -> int:
+        """Print the result: one JSON object, or text for a person. Returns exit code 0."""
+        if self.json:
+            print(json.dumps(facts, default=_plain))
+        elif (shown := text()) and self.verbosity >= 0:
+            print(shown)
+        return 0
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"{value!r} has no JSON form")
