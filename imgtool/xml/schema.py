@@ -16,7 +16,7 @@ SCHEMAS = Path("/usr/share/libvirt/schemas")
 def validate(xml: bytes, *, where: str, schemas: Path = SCHEMAS) -> None:
     """Check a `<domainsnapshot>` as libvirt's --validate does.
 
-    Raises XmlError with the first thing that is wrong; UnsupportedError where the schemas are
+    Raises XmlError with what is wrong; UnsupportedError where the schemas are
     not installed.
     """
     document = safe.parse(xml, root="domainsnapshot", where=where)
@@ -32,9 +32,8 @@ def validate(xml: bytes, *, where: str, schemas: Path = SCHEMAS) -> None:
     except etree.LxmlError as error:
         raise UnsupportedError(f"{schema}: {error}", remedy="reinstall libvirt") from error
     if not checker.validate(document):
-        first = checker.error_log[0]
+        problems = "; ".join(entry.message for entry in checker.error_log)
         raise XmlError(
-            f"{where}: XML document failed to validate against schema: "
-            f"line {first.line}: {first.message}",
+            f"{where}: XML document failed to validate against schema: {problems}",
             remedy="mend the XML, or leave --validate out",
         )
