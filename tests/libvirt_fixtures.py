@@ -47,9 +47,12 @@ def embedded_uri(root: Path) -> str:
 
 @pytest.fixture(scope="session")
 def embed_uri() -> Iterator[str]:
-    """The embedded driver of this process. What it logs goes to a file in its root."""
+    """The embedded driver of this process. What it logs goes to a file in its root.
+
+    Another process cannot open it meanwhile: give that a root of its own (`embedded_uri`).
+    """
     with _short_folder() as root, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LIBVIRT_LOG_OUTPUTS", f"1:file:{root}/libvirt.log")
+        patch.setenv("LIBVIRT_LOG_OUTPUTS", f"3:file:{root}/libvirt.log")
         yield embedded_uri(root)
 
 

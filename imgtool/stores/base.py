@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Protocol
 
 from imgtool.model.domain import Domain, DomainState, Head
-from imgtool.model.errors import DomainActiveError, DomainChangedError, XmlError
+from imgtool.model.errors import (
+    DomainActiveError,
+    DomainChangedError,
+    ExistsError,
+    RefusedError,
+    XmlError,
+)
 from imgtool.xml.domain import parse_domain
 
 
@@ -136,3 +142,31 @@ def require_pivotal(head: Head, *, expected: str, xml: bytes) -> Domain:
             remedy=f"keep name {name} and UUID {head.domain.uuid}",
         )
     return new
+
+
+def require_free(wanted: Domain, *present: Head | None) -> None:
+    """Raises ExistsError if one of `present` has the name or the UUID of `wanted`, but not both."""
+    for head in present:
+        if head is None:
+            continue
+        same_name = head.domain.name == wanted.name
+        same_uuid = head.domain.uuid == wanted.uuid
+        if same_name and not same_uuid:
+            raise ExistsError(
+                f"domain {wanted.name} exists already, with UUID {head.domain.uuid}",
+                remedy="undefine it first, or give the new one that UUID",
+            )
+        if same_uuid and not same_name:
+            raise ExistsError(
+                f"UUID {wanted.uuid} is that of domain {head.domain.name}",
+                remedy="give the new domain another UUID, or none",
+            )
+
+
+def require_no_snapshots(domain: str, count: int) -> None:
+    """Raises RefusedError, as a domain is not undefined while it has snapshots."""
+    if count:
+        raise RefusedError(
+            f"domain {domain} has {count} snapshot(s)",
+            remedy="undefine --snapshots-metadata drops their metadata, too",
+        )

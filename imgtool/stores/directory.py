@@ -12,7 +12,6 @@ PATH/
 from __future__ import annotations
 
 import os
-import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,22 +21,17 @@ from imgtool.host.files import Files, names_below
 from imgtool.model.domain import DomainState, Head
 from imgtool.model.errors import (
     BadRequestError,
-    ExistsError,
     NotDurableError,
     NotFoundError,
-    RefusedError,
     StoreError,
     UnsupportedError,
     XmlError,
 )
-from imgtool.stores.base import require_pivotal
+from imgtool.stores.base import require_free, require_no_snapshots, require_pivotal
+from imgtool.stores.names import NAME_MAX, SUFFIX, require_file_name
 from imgtool.xml import safe
 from imgtool.xml.domain import head as head_of
 from imgtool.xml.domain import parse_domain, with_uuid
-
-SUFFIX = ".xml"
-NAME_MAX = 255  # bytes of one file name
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class DirectoryStore:
@@ -70,9 +64,11 @@ class DirectoryStore:
         """Raises UnsupportedError for a symbolic link, XmlError where the names disagree."""
         if os.path.lexists(self._file(domain)):
             return self._read(domain)
-        for head in self._readable():
-            if head.domain.uuid == domain.lower():
-                return head
+        with suppress(ValueError):
+            wanted = str(uuid.UUID(domain))
+            for head in self._readable():
+                if head.domain.uuid == wanted:
+                    return head
         raise NotFoundError(
             f"no domain {domain!r} in {self.path}", remedy=f"imgtool -c {self.uri} list"
         )
@@ -167,17 +163,7 @@ class DirectoryStore:
         new_uuid = present.domain.uuid if present else str(uuid.uuid4())
         xml = with_uuid(xml, new_uuid, where=f"domain {name}")
         head = head_of(xml, where=f"domain {name}")
-        if present and present.domain.uuid != head.domain.uuid:
-            raise ExistsError(
-                f"domain {name} exists already, with UUID {present.domain.uuid}",
-                remedy="undefine it first, or give the new one that UUID",
-            )
-        for other in self._readable():
-            if other.domain.uuid == head.domain.uuid and other.domain.name != name:
-                raise ExistsError(
-                    f"UUID {head.domain.uuid} is that of domain {other.domain.name}",
-                    remedy="give the new domain another UUID, or none",
-                )
+        require_free(head.domain, present, *self._readable())
         with _failing(path):
             mode = path.stat().st_mode & 0o777 if present else 0o600
             self._write(path, xml, head.domain.uuid, mode=mode)
@@ -188,11 +174,8 @@ class DirectoryStore:
         """Snapshot metadata goes first, so that no later domain inherits it by its UUID."""
         head = self.head(domain)
         names = self._recorded(head)
-        if names and not snapshots_metadata:
-            raise RefusedError(
-                f"domain {domain} has {len(names)} snapshot(s)",
-                remedy="undefine --snapshots-metadata drops their metadata, too",
-            )
+        if not snapshots_metadata:
+            require_no_snapshots(domain, len(names))
         self.set_current(domain, None)
         path = self._file(head.domain.name)
         with _failing(path):
@@ -214,14 +197,14 @@ class DirectoryStore:
         """Nothing is held open."""
 
     def _file(self, domain: str) -> Path:
-        _require_file_name(domain, "domain")
+        require_file_name(domain, "domain")
         return self.path / (domain + SUFFIX)
 
     def _home(self, head: Head) -> Path:
         return self.state_dir / head.domain.uuid
 
     def _record_file(self, head: Head, snapshot: str) -> Path:
-        _require_file_name(snapshot, "snapshot")
+        require_file_name(snapshot, "snapshot")
         return self._home(head) / "snapshots" / (snapshot + SUFFIX)
 
     def _recorded(self, head: Head) -> tuple[str, ...]:
@@ -300,24 +283,6 @@ def _failing(path: Path) -> Iterator[None]:
         raise StoreError(
             f"{place}: {error.strerror or error}", remedy="see permissions, space and mounts"
         ) from error
-
-
-def _require_file_name(name: str, kind: str) -> None:
-    """Raises BadRequestError for a name that cannot be a visible file's, or hides something."""
-    try:
-        size = len(os.fsencode(name + SUFFIX))
-    except UnicodeEncodeError:
-        size = 0
-    if not name or "/" in name or name[0] == "." or _CONTROL.search(name) or not size:
-        raise BadRequestError(
-            f"{name!r} is no name for a {kind}: empty, hidden, or with '/' or control characters",
-            remedy="choose another name",
-        )
-    if size > NAME_MAX:
-        raise BadRequestError(
-            f"{kind} name of {size} bytes with {SUFFIX}; {NAME_MAX} are possible",
-            remedy="choose a shorter name",
-        )
 
 
 def _require_name(xml: bytes, name: str, *, where: str) -> None:

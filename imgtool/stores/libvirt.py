@@ -13,13 +13,12 @@
 - opening takes 10 ms, `define` and REDEFINE 1 ms each; but 4 s for each look at QEMU's
   capabilities, 48 s for one `define`, where QEMU can use /dev/kvm and the `user` of qemu.conf
   (another than root) cannot: libvirt then calls its cached capabilities outdated, every time;
-- the embedded driver has one root per process, no storage pools, and a lock on its root.
+- the embedded driver has one root per process, no storage pools, and a lock on its root; each
+  opening registers it once more, and after some five libvirt has "too many drivers".
 """
 
 from __future__ import annotations
 
-import os
-import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,25 +29,28 @@ from typing import cast
 from imgtool.host.files import Files
 from imgtool.model.domain import Domain, DomainState, Head
 from imgtool.model.errors import (
-    ExistsError,
     ImgtoolError,
     NotDurableError,
     NotFoundError,
     PendingError,
-    RefusedError,
     StoreError,
     UnsupportedError,
     XmlError,
 )
-from imgtool.stores.base import require_pivotal, require_stopped
-from imgtool.stores.libvirt_api import VirConnection, VirDomain
-from imgtool.stores.libvirt_files import LibvirtFiles, embedded_root
+from imgtool.stores.base import (
+    require_free,
+    require_no_snapshots,
+    require_pivotal,
+    require_stopped,
+)
+from imgtool.stores.libvirt_api import VirConnection, VirDomain, kind_of
+from imgtool.stores.libvirt_embedded import Embedded
+from imgtool.stores.libvirt_files import LibvirtFiles, embedded_root, state_dir_of
 from imgtool.xml import safe
 from imgtool.xml.domain import head as head_of
 from imgtool.xml.domain import parse_domain, with_uuid
 
 NOBODY = "imgtool-no-current"  # see LibvirtStore.set_current
-_LOOP = "imgtool-libvirt-events"
 
 
 class LibvirtStore:
@@ -60,13 +62,14 @@ class LibvirtStore:
 
     def __init__(self, uri: str, files: Files) -> None:
         self.uri = uri
-        self.state_dir = _state_dir(uri)
+        self.state_dir = state_dir_of(uri)
         self._files = LibvirtFiles(uri, files)
         self._libvirt = _load()
-        if embedded_root(uri) is not None:
-            _run_events(self._libvirt)
+        self._embedded = embedded_root(uri) is not None
         with self._failing(remedy=f"does this work: virsh -c '{uri}' list ?"):
-            self._connection = cast(VirConnection, self._libvirt.open(uri))
+            driver = Embedded.running(self._libvirt) if self._embedded else None
+            connection = driver.connect(uri) if driver else self._libvirt.open(uri)
+            self._connection = cast(VirConnection, connection)
 
     def domains(self) -> tuple[str, ...]:
         with self._failing():
@@ -125,7 +128,10 @@ class LibvirtStore:
             return None if name == NOBODY else name
 
     def record(self, domain: str, name: str, xml: bytes, *, current: bool) -> None:
-        """One REDEFINE. A crash inside that makes `name` current may leave two that claim it."""
+        """One REDEFINE: the old current record is rewritten, then this one.
+
+        A power cut between leaves no snapshot current; `set_current` mends it.
+        """
         root = safe.parse(xml, root="domainsnapshot", where=f"snapshot {name} of {domain}")
         if root.findtext("name") != name:
             raise XmlError(f"the snapshot to record is not called {name}", remedy="mend <name>")
@@ -134,6 +140,10 @@ class LibvirtStore:
         self._sync(self.head(domain).domain)
 
     def forget(self, domain: str, name: str) -> None:
+        """The parent's record is rewritten as current, then this one removed.
+
+        A power cut between leaves two that claim to be current; calling again mends it.
+        """
         with self._failing():
             found = self._lookup(domain)
             if name in _names(found):
@@ -165,17 +175,7 @@ class LibvirtStore:
         new_uuid = present.domain.uuid if present else str(uuid.uuid4())
         xml = with_uuid(xml, new_uuid, where=f"domain {wanted.name}")
         wanted = parse_domain(xml, where=f"domain {wanted.name}")
-        if present and present.domain.uuid != wanted.uuid:
-            raise ExistsError(
-                f"domain {wanted.name} exists already, with UUID {present.domain.uuid}",
-                remedy="undefine it first, or give the new one that UUID",
-            )
-        other = self._find(wanted.uuid)
-        if other and other.domain.name != wanted.name:
-            raise ExistsError(
-                f"UUID {wanted.uuid} is that of domain {other.domain.name}",
-                remedy="give the new domain another UUID, or none",
-            )
+        require_free(wanted, present, self._find(wanted.uuid))
         self._define(xml)
         self._sync(wanted)
         return wanted.name
@@ -187,12 +187,8 @@ class LibvirtStore:
         on_disk = self._files.found(head.domain.name, head.domain.uuid)
         with self._failing():
             found = self._lookup(domain)
-            count = len(_names(found))
-            if count and not snapshots_metadata:
-                raise RefusedError(
-                    f"domain {domain} has {count} snapshot(s)",
-                    remedy="undefine --snapshots-metadata drops their metadata, too",
-                )
+            if not snapshots_metadata:
+                require_no_snapshots(domain, len(_names(found)))
             flags = self._libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
             flags |= getattr(self._libvirt, "VIR_DOMAIN_UNDEFINE_KEEP_TPM", 0)
             found.undefineFlags(flags | self._libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA)
@@ -215,8 +211,9 @@ class LibvirtStore:
         return path
 
     def close(self) -> None:
-        with self._failing():
-            self._connection.close()
+        if not self._embedded:
+            with self._failing():
+                self._connection.close()
 
     def _lookup(self, domain: str) -> VirDomain:
         try:
@@ -252,6 +249,7 @@ class LibvirtStore:
         name = head.domain.name
         try:
             self._define(head.xml)
+            self._sync(head.domain)  # or a power cut brings back what was just taken back
         except ImgtoolError as error:
             raise PendingError(
                 f"libvirt changed the new XML of {name}, and would not take the old one: {error}",
@@ -294,7 +292,7 @@ class LibvirtStore:
         try:
             yield
         except self._libvirt.libvirtError as error:
-            kind = _kinds(self._libvirt).get(error.get_error_code(), StoreError)
+            kind = kind_of(self._libvirt, error.get_error_code())
             message = error.get_error_message() or str(error)
             raise kind(f"libvirt: {message}", remedy=remedy) from error
 
@@ -312,32 +310,6 @@ def _load() -> ModuleType:
     return cast(ModuleType, libvirt)
 
 
-def _run_events(libvirt: ModuleType) -> None:
-    """The embedded driver needs an event loop that turns, registered before it is opened."""
-    if any(thread.name == _LOOP for thread in threading.enumerate()):
-        return
-
-    def turn() -> None:
-        while True:
-            libvirt.virEventRunDefaultImpl()
-
-    libvirt.virEventRegisterDefaultImpl()
-    threading.Thread(target=turn, name=_LOOP, daemon=True).start()
-
-
-def _kinds(libvirt: ModuleType) -> dict[int, type[ImgtoolError]]:
-    return {
-        libvirt.VIR_ERR_NO_DOMAIN: NotFoundError,
-        libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT: NotFoundError,
-        libvirt.VIR_ERR_NO_STORAGE_POOL: NotFoundError,
-        libvirt.VIR_ERR_NO_STORAGE_VOL: NotFoundError,
-        libvirt.VIR_ERR_NO_SUPPORT: UnsupportedError,
-        libvirt.VIR_ERR_OPERATION_INVALID: RefusedError,
-        libvirt.VIR_ERR_XML_DETAIL: XmlError,
-        libvirt.VIR_ERR_XML_ERROR: XmlError,
-    }
-
-
 def _names(domain: VirDomain) -> tuple[str, ...]:
     return tuple(snapshot.getName() for snapshot in domain.listAllSnapshots())
 
@@ -345,13 +317,3 @@ def _names(domain: VirDomain) -> tuple[str, ...]:
 def _essence(domain: Domain) -> tuple[object, ...]:
     disks = tuple((disk.target, disk.type, disk.source, disk.format_name) for disk in domain.disks)
     return (domain.name, domain.uuid, domain.transaction, disks)
-
-
-def _state_dir(uri: str) -> Path:
-    root = embedded_root(uri)
-    if root is not None:
-        return root / "imgtool"
-    if os.geteuid() == 0:
-        return Path("/var/lib/imgtool")
-    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
-    return Path(home) / "imgtool"

@@ -1,9 +1,20 @@
-"""What we use of libvirt-python, which has no types of its own."""
+"""What we use of libvirt-python, which has no types of its own, and its errors as ours."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Protocol
+
+from imgtool.model.errors import (
+    BadRequestError,
+    ImgtoolError,
+    NotFoundError,
+    RefusedError,
+    StoreError,
+    UnsupportedError,
+    XmlError,
+)
 
 
 class VirSnapshot(Protocol):
@@ -53,3 +64,20 @@ class VirConnection(Protocol):
     def defineXML(self, xml: str) -> VirDomain: ...
     def storagePoolLookupByName(self, name: str) -> VirPool: ...
     def close(self) -> int: ...
+
+
+def kind_of(libvirt: ModuleType, code: int) -> type[ImgtoolError]:
+    """Our type for a libvirtError's code; StoreError for what is nobody's fault."""
+    kinds: dict[int, type[ImgtoolError]] = {
+        libvirt.VIR_ERR_NO_DOMAIN: NotFoundError,
+        libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT: NotFoundError,
+        libvirt.VIR_ERR_NO_STORAGE_POOL: NotFoundError,
+        libvirt.VIR_ERR_NO_STORAGE_VOL: NotFoundError,
+        libvirt.VIR_ERR_INVALID_ARG: BadRequestError,
+        libvirt.VIR_ERR_CONFIG_UNSUPPORTED: UnsupportedError,
+        libvirt.VIR_ERR_NO_SUPPORT: UnsupportedError,
+        libvirt.VIR_ERR_OPERATION_INVALID: RefusedError,
+        libvirt.VIR_ERR_XML_DETAIL: XmlError,
+        libvirt.VIR_ERR_XML_ERROR: XmlError,
+    }
+    return kinds.get(code, StoreError)

@@ -45,6 +45,17 @@ def place_of(uri: str) -> Place | None:
     return None
 
 
+def state_dir_of(uri: str) -> Path:
+    """Where the journals of a libvirt's domains belong."""
+    root = embedded_root(uri)
+    if root is not None:
+        return root / "imgtool"
+    if os.geteuid() == 0:
+        return Path("/var/lib/imgtool")
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
+    return Path(home) / "imgtool"
+
+
 class LibvirtFiles:
     """Syncs what libvirt has written: its folders where they are found, else all file systems.
 

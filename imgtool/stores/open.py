@@ -18,6 +18,8 @@ def open_store(uri: str, *, files: Files | None = None) -> DomainStore:
     """
     files = files or Files()
     if uri.startswith("dir:"):
+        if uri == "dir:":
+            raise BadRequestError("dir: names no folder", remedy="dir:PATH; dir:. is this one")
         from imgtool.stores.directory import DirectoryStore
 
         return DirectoryStore(Path(uri.removeprefix("dir:")), files)
