@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .disk import FileSystem, copy_image, logged_disk, make_file_system, mounted
+from .disk import FileSystem, copy_image, logged_disk, make_file_system, mounted, tool
 from .log import Entry, read_log
 
 Work = Callable[[Path], None]
@@ -46,7 +46,11 @@ def record(
     make_file_system(fs, image)
     with mounted(fs, image, mountpoint):
         prepare(mountpoint)
+        # Not left to umount: whoever starts a mount namespace now (libvirt for each VM, a service)
+        # has this file system mounted as well, for as long as it lives.
+        tool("sync", "--file-system", mountpoint)
     copy_image(image, base)
+    copy_image(base, image)  # another file, which that other mount will not write to
     with logged_disk(fs, image, mountpoint, folder) as disk:
         start = disk.logged()
         with _neighbour(mountpoint, neighbour):
