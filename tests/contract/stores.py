@@ -18,7 +18,7 @@ OTHER_UUID = "5f4a2f5a-66a5-4c51-9f0c-1d3a2f3b4c5d"
 
 
 def domain_xml(name: str = "vm", *, uuid: str = UUID, note: str = "as written") -> bytes:
-    """A domain with a qcow2 and a raw disk, a password, and a comment."""
+    """A domain with a qcow2 and a raw disk, a password, and a comment; it takes no port."""
     identity = f"<uuid>{uuid}</uuid>" if uuid else ""
     return f"""<domain type='qemu'>
   <!-- {note} -->
@@ -37,7 +37,7 @@ def domain_xml(name: str = "vm", *, uuid: str = UUID, note: str = "as written") 
       <source file='/nowhere/{name}-b.raw'/>
       <target dev='vdb' bus='virtio'/>
     </disk>
-    <graphics type='vnc' passwd='sesame'/>
+    <graphics type='vnc' passwd='sesame'><listen type='socket'/></graphics>
   </devices>
 </domain>
 """.encode()
