@@ -35,7 +35,7 @@ class Files:
             if path.exists():
                 _take_owner(descriptor, path.stat())
             _write_all(descriptor, data)
-            os.fsync(descriptor)
+            self.sync(descriptor)
         finally:
             os.close(descriptor)
         temp.rename(path)
@@ -48,7 +48,7 @@ class Files:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _OPEN, 0o600)
         try:
             _write_all(descriptor, data)
-            os.fsync(descriptor)
+            self.sync(descriptor)
         finally:
             os.close(descriptor)
 

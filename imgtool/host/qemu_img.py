@@ -82,7 +82,7 @@ class QemuImg:
         try:
             process.wait()
         except sh.ErrorReturnCode as error:  # includes death by signal
-            detail = " ".join(error.stderr.decode(errors="replace").split())
+            detail = _sentence(error.stderr.decode(errors="replace"))
             if timer and timer.finished.is_set() and not self._cancelled:
                 detail = f"no answer for {timeout} s"
             raise QemuImgError(
@@ -153,9 +153,11 @@ class QemuImg:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scratch:
-    """An image seen through a scratch qcow2 that takes all writes.
+    """An image seen through a scratch qcow2 that takes all writes, and without its backing file.
 
-    The scratch layer is never needed after a crash, so its flushes are left out.
+    The scratch layer is never needed after a crash, so its flushes are left out. The backing file
+    is not opened: a relative name would be looked up from the folder of the scratch layer, and
+    internal snapshots do not need its data. A command that does has to be told where it is.
     """
 
     redo: Path  # the scratch qcow2; has no backing name of its own
@@ -169,6 +171,7 @@ class Scratch:
             (
                 "driver=qcow2",
                 "discard=unmap",
+                "backing=",  # none; only JSON knows null, and JSON has no names that are not UTF-8
                 "file.driver=qcow2",
                 "file.discard=unmap",
                 "file.cache.no-flush=on",
@@ -188,6 +191,12 @@ def _escape(path: Path) -> str:
 
 def _on(value: bool) -> str:
     return "on" if value else "off"
+
+
+def _sentence(stderr: str) -> str:
+    """What it complained of, in one line; its warnings are not why it failed."""
+    lines = (line for line in stderr.splitlines() if not line.startswith(f"{TOOL}: warning: "))
+    return " ".join(" ".join(lines).split())
 
 
 def _kill(process: Any) -> None:
