@@ -152,6 +152,7 @@ def redefine_snapshot(world: World, domain: str, xml: bytes, *, current: bool) -
     """Record a snapshot from its XML, as `snapshot-create --redefine`; no image is touched."""
     snapshot = parse_redefine(xml, where="the snapshot to redefine")
     check_snapshot_name(snapshot.name)
+    domain = world.store.head(domain).domain.name
     with working_on(world, domain):
         names = {each.name for each in snapshots(world, domain)}
         if snapshot.parent is not None and snapshot.parent not in names:
@@ -167,6 +168,17 @@ def snapshots(world: World, domain: str) -> tuple[Snapshot, ...]:
     """All recorded snapshots of a domain, oldest first."""
     found = (parse_snapshot(xml, where=domain) for xml in world.store.snapshots(domain))
     return tuple(sorted(found, key=lambda each: (each.created, each.name)))
+
+
+def set_current_snapshot(world: World, domain: str, name: str) -> None:
+    """Mark a recorded snapshot as the current one, as `snapshot-current`. Raises NotFoundError."""
+    domain = world.store.head(domain).domain.name
+    with working_on(world, domain):
+        if name not in {each.name for each in snapshots(world, domain)}:
+            raise NotFoundError(
+                f"domain {domain} has no snapshot {name!r}", remedy="see imgtool snapshot-list"
+            )
+        world.store.set_current(domain, name)
 
 
 def chains(world: World, domain: str, targets: Sequence[str] = ()) -> dict[str, Chain]:
@@ -214,6 +226,7 @@ def define(world: World, xml: bytes) -> str:
 
 def undefine(world: World, domain: str, *, snapshots_metadata: bool = False) -> None:
     """Forget a stopped domain; its images stay."""
+    domain = world.store.head(domain).domain.name
     with working_on(world, domain):
         world.store.undefine(domain, snapshots_metadata=snapshots_metadata)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from imgtool.cli import output
+from imgtool.cli.visible import visible
 from imgtool.engine.interrupt import Interrupt
 
 if TYPE_CHECKING:
@@ -47,14 +48,17 @@ class Context:
     def note(self, line: str) -> None:
         """Something a person should know, on stderr."""
         if self.verbosity >= 0:
-            print(f"imgtool: {line}", file=sys.stderr)
+            output.complain(f"imgtool: {line}")
 
-    def answer(self, facts: dict[str, Any], text: Callable[[], str]) -> int:
-        """Print the result: one JSON object, or text for a person. Returns exit code 0."""
+    def answer(self, facts: dict[str, Any], text: Callable[[], str], *, data: bool = False) -> int:
+        """Print the result: one JSON object, or text for a person. Returns exit code 0.
+
+        `data`: the text is what was asked for, and --quiet shows it, too.
+        """
         if self.json:
-            print(json.dumps(facts, default=_plain))
-        elif (shown := text()) and self.verbosity >= 0:
-            print(shown)
+            output.write(json.dumps(facts, default=_plain) + "\n")
+        elif (shown := text()) and (data or self.verbosity >= 0):
+            output.write(visible(shown) + "\n")
         return 0
 
 

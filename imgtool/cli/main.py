@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import json
 import os
 import signal
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
 from imgtool import __version__
+from imgtool.cli import output
 from imgtool.cli.arguments import Parser
 from imgtool.cli.context import Context
 from imgtool.engine.interrupt import Interrupt
-from imgtool.model.errors import BadRequestError, ImgtoolError
+from imgtool.model.errors import BadRequestError, FailedError, ImgtoolError, Interrupted
 
 # command: the module of imgtool.cli that has it, and what it does
 COMMANDS = {
@@ -35,29 +37,56 @@ COMMANDS = {
     "snapshot-parent": ("snapshots", "the parent of a snapshot"),
     "recover": ("recover", "end what a crash has left open"),
 }
+REMEDIES = {
+    errno.EACCES: "run imgtool as somebody who may read and write there",
+    errno.EROFS: "mount it read-write, or give another --state-dir",
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "free some space there, or raise the quota",
+    errno.EIO: "look at the storage: the kernel log says more",
+    errno.ENOTDIR: "see that each part of the path is a folder",
+}
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main(argv: Sequence[str]) -> int:
     """Run one command line (without the program's name); returns its exit code."""
+    output.prepare()
     context = Context(interrupt=Interrupt())
-    _on_signals(context.interrupt)
     try:
-        command, rest = _global_options(list(argv), context)
-        module, summary = COMMANDS[command]
-        parser = Parser(command, summary)
-        _common_options(parser)
-        code = importlib.import_module(f"imgtool.cli.{module}").run(
-            command, parser, list(rest), context
-        )
-        sys.stdout.flush()
-        return int(code)
+        with _signals(context.interrupt):
+            code = _attempt(list(argv), context)
+    except Interrupted as late:  # a second signal, while the first or an error was being told
+        code = late.exit_code
+    return output.settle(code)
+
+
+def _attempt(argv: list[str], context: Context) -> int:
+    """Every way in which a command ends, as an exit code and at most one sentence."""
+    try:
+        return _run(argv, context)
     except ImgtoolError as error:
-        return _fail(error, context)
+        return _fail(error, context, argv)
     except BrokenPipeError:
-        # The reader has gone; Python's own flush at exit would print a traceback.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # 128 + SIGPIPE
+        return output.BROKEN_PIPE  # the reader has what it wanted
+    except OSError as error:
+        place = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        remedy = REMEDIES.get(error.errno or 0, "")
+        return _fail(FailedError(f"{place}{error.strerror or error}", remedy=remedy), context, argv)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except SystemExit as stopped:  # --help and --version
+        return stopped.code if isinstance(stopped.code, int) else 0
+    except Exception as error:
+        return _fail(_defect(error), context, argv)
+
+
+def _run(argv: list[str], context: Context) -> int:
+    command, rest = _global_options(argv, context)
+    module, summary = COMMANDS[command]
+    parser = Parser(command, summary)
+    _common_options(parser)
+    run = importlib.import_module(f"imgtool.cli.{module}").run
+    return int(run(command, parser, rest, context))
 
 
 def parse(parser: Parser, argv: Sequence[str], context: Context) -> argparse.Namespace:
@@ -67,13 +96,22 @@ def parse(parser: Parser, argv: Sequence[str], context: Context) -> argparse.Nam
     return namespace
 
 
-def _on_signals(interrupt: Interrupt) -> None:
+@contextmanager
+def _signals(interrupt: Interrupt) -> Iterator[None]:
+    """Inside, signals go to `interrupt`; those that are ignored, as by nohup, stay ignored."""
+
     def handler(signum: int, _frame: FrameType | None) -> None:
         interrupt.deliver(signum)
 
-    for signum in SIGNALS:
-        if signal.getsignal(signum) is not signal.SIG_IGN:  # as nohup and `&` ask for
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    heard = [signum for signum in SIGNALS if before[signum] is not signal.SIG_IGN]
+    try:
+        for signum in heard:
             signal.signal(signum, handler)
+        yield
+    finally:
+        for signum in heard:
+            signal.signal(signum, before[signum])
 
 
 def _common_options(parser: argparse.ArgumentParser) -> None:
@@ -118,10 +156,25 @@ def _take_over(namespace: argparse.Namespace, context: Context) -> None:
         context.verbosity = -1 if namespace.quiet else 1
 
 
-def _fail(error: ImgtoolError, context: Context) -> int:
-    if context.json or "--json" in sys.argv:
+def _fail(error: ImgtoolError, context: Context, argv: Sequence[str]) -> int:
+    if context.json or "--json" in argv:
         facts = {"type": error.type, "message": error.message, "remedy": error.remedy}
-        print(json.dumps({"error": facts}))
+        with suppress(OSError, FailedError):
+            output.write(json.dumps({"error": facts}) + "\n")
     remedy = f"\nremedy: {error.remedy}" if error.remedy else ""
-    print(f"error: {error.message}{remedy}", file=sys.stderr)
+    output.complain(f"error: {error.message}{remedy}")
     return error.exit_code
+
+
+def _defect(error: Exception) -> FailedError:
+    """What nobody foresaw. Where it happened stands in one line: the sentence is all there is."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    code = trace.tb_frame.f_code if trace is not None else _defect.__code__
+    line = trace.tb_lineno if trace is not None else 0
+    place = f"{Path(code.co_filename).name}, line {line}, {code.co_name}"
+    return FailedError(
+        f"an error in imgtool itself: {type(error).__name__}: {error} ({place})",
+        remedy="run imgtool recover --list to see if anything is open, and report this line",
+    )
