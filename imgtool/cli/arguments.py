@@ -39,10 +39,9 @@ class Parser(argparse.ArgumentParser):
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse the words after the command's name. Raises BadRequestError."""
-        words = " ".join(
-            name.upper() if required else f"[{name.upper()}]" for name, required in self._data
-        )
-        self.add_argument("positionals", nargs="*", metavar=words or None, help=argparse.SUPPRESS)
+        # In one line: virsh's commands have too many options to spell them out.
+        self.usage = f"{self.prog} {self._words()} [OPTION]..."
+        self.add_argument("positionals", nargs="*", help=argparse.SUPPRESS)
         namespace = self.parse_intermixed_args(list(argv))
         words_left = list(namespace.positionals)
         for name, required in self._data:
@@ -57,10 +56,15 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unexpected argument {words_left[0]!r}")
         return namespace
 
+    def _words(self) -> str:
+        words = [name.upper() if required else f"[{name.upper()}]" for name, required in self._data]
+        return " ".join([*words, *([f"[{self._rest.upper()}]..."] if self._rest else [])])
+
 
 def exclusive(namespace: argparse.Namespace, *names: str) -> None:
     """Raises BadRequestError, in virsh's words, if two of these options are given."""
-    given = [name for name in names if getattr(namespace, name.replace("-", "_"))]
+    values = {name: getattr(namespace, name.replace("-", "_")) for name in names}
+    given = [name for name, value in values.items() if value not in (None, False)]
     if len(given) > 1:
         raise BadRequestError(
             f"Options --{given[0]} and --{given[1]} are mutually exclusive",

@@ -127,8 +127,7 @@ def _common_options(parser: argparse.ArgumentParser) -> None:
 
 def _global_options(argv: list[str], context: Context) -> tuple[str, list[str]]:
     """Read what stands before the command's name. Raises BadRequestError."""
-    at = next((i for i, word in enumerate(argv) if word in COMMANDS), None)
-    # An option's value may be spelled like a command: -c list
+    at = next((i for i, word in enumerate(argv) if word in COMMANDS and not _value(argv, i)), None)
     parser = Parser("", "Atomic, crash-safe snapshots of stopped virtual machines.")
     parser.prog = "imgtool"
     parser.usage = "imgtool [-c URI] [--json] [--dry-run] [--state-dir DIR] [-q|-v] COMMAND ..."
@@ -144,6 +143,11 @@ def _global_options(argv: list[str], context: Context) -> tuple[str, list[str]]:
         wrong = f"unknown command {unknown[0]!r}" if unknown else "no command is given"
         raise BadRequestError(f"imgtool: {wrong}", remedy="imgtool --help lists them")
     return argv[at], argv[at + 1 :]
+
+
+def _value(argv: list[str], at: int) -> bool:
+    """Whether this word belongs to the option before it: `-c list` names a store."""
+    return at > 0 and argv[at - 1] in ("-c", "--connect", "--state-dir", "--jobs")
 
 
 def _take_over(namespace: argparse.Namespace, context: Context) -> None:
