@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from imgtool.engine.journal import Journal
-from imgtool.engine.room import entered, uuids
+from imgtool.engine.room import entered, tidy, uuids
 from imgtool.engine.transaction import Direction, conclude, decide
 from imgtool.engine.world import World
 from imgtool.model.errors import ImgtoolError, NotFoundError, PendingError
@@ -86,6 +86,8 @@ def recover(world: World, only: str | None = None) -> Recovery:
             ended.append(
                 Ended(domain=plan.domain, txid=plan.txid, summary=plan.summary, direction=done)
             )
+    if not uuids(world.state_dir):
+        tidy(world.state_dir, "none", world.files)  # somebody died before making more than this
     return Recovery(ended=tuple(ended), pending=tuple(pending), problems=tuple(problems))
 
 

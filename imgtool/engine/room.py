@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,12 +43,23 @@ def entered(state_dir: Path, uuid: str, files: Files) -> Iterator[Room]:
     without meaning, for the next one to enter and tidy.
     """
     folder = state_dir / uuid
-    descriptor = _acquire(folder, files)
+    try:
+        descriptor = _acquire(folder, files)
+    except FailedError:
+        tidy(state_dir, uuid, files)
+        raise
     try:
         yield Room(folder=folder, files=files, lock=descriptor)
     finally:
-        files.unlock(folder / "lock", descriptor)
-        if files.remove_empty(folder):
+        with suppress(OSError):  # the descriptor is closed in any case, and the lock with it
+            files.unlock(folder / "lock", descriptor)
+        tidy(state_dir, uuid, files)
+
+
+def tidy(state_dir: Path, uuid: str, files: Files) -> None:
+    """Remove the folders that are empty. What fails is left for the next one: it means nothing."""
+    with suppress(OSError):
+        if files.remove_empty(state_dir / uuid) or not (state_dir / uuid).exists():
             files.remove_empty(state_dir)
 
 

@@ -26,7 +26,9 @@ def parse(xml: bytes, *, root: str, where: str) -> etree._Element:
     except (etree.XMLSyntaxError, ValueError) as error:
         raise XmlError(f"{where}: not well-formed: {error}", remedy="mend the XML") from error
     info = element.getroottree().docinfo
-    if info.doctype or info.internalDTD is not None:
+    if b"\0" in xml:
+        raise XmlError(f"{where}: has NUL bytes; UTF-16 perhaps", remedy="convert it to UTF-8")
+    if info.internalDTD is not None:
         raise XmlError(f"{where}: has a DOCTYPE", remedy="remove the DOCTYPE")
     if (info.encoding or "UTF-8").upper() not in ENCODINGS:
         raise XmlError(f"{where}: encoded as {info.encoding}", remedy="convert it to UTF-8")
