@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 import subprocess
 import sys
@@ -389,12 +391,35 @@ def test_a_pivot_that_failed_after_its_rename_says_so(folder: Path) -> None:
     assert opened(folder).head("vm").domain.transaction == "t1"
 
 
-def test_each_effect_of_a_pivot_is_synced(folder: Path) -> None:
+@pytest.mark.parametrize("work", [*WORKS, undefines])
+def test_every_name_that_changes_is_synced_afterwards(tmp_path: Path, work: Work) -> None:
+    folder = world(tmp_path, 0)
+    (folder / ".imgtool" / UUID / "new").touch()
     files = BrokenFiles(fail=crash)
-    pivots(opened(folder, files))
-    assert f"sync_dir {folder}" in files.calls
-    written = files.calls.index(f"write_atomically {folder}/vm.xml")
-    assert f"sync_dir {folder}" in files.calls[written:]
+    work(opened(folder, files))
+    changed = []
+    for number, call in enumerate(files.calls):
+        verb, _, path = call.partition(" ")
+        if verb in ("unlink", "write_atomically"):
+            changed.append(path)
+            assert f"sync_dir {Path(path).parent}" in files.calls[number + 1 :], call
+    assert changed
+
+
+@pytest.mark.parametrize("work", [pivots, records, replaces, defines])
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, work: Work) -> None:
+    class FullDisk(Files):
+        def write_atomically(
+            self, path: Path, data: bytes, *, temp: Path, mode: int = 0o600
+        ) -> None:
+            temp.write_bytes(data[:100])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(temp))
+
+    folder = world(tmp_path, 0)
+    before = folder_state(folder)
+    with pytest.raises(StoreError, match="No space left on device"):
+        work(opened(folder, FullDisk()))
+    assert folder_state(folder) == before
 
 
 def test_settle_syncs_the_folders_again(tmp_path: Path) -> None:
