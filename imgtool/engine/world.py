@@ -66,9 +66,11 @@ def naming(target: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = error.filename or path
+        where = Path(os.fsdecode(error.filename or path))
+        if where.name.startswith(".imgtool-"):
+            where = path  # the name that it would have got
         raise FailedError(
-            f"{target}: {os.fsdecode(where)}: {error.strerror or error}",
+            f"{target}: {where}: {error.strerror or error}",
             remedy=REMEDIES.get(error.errno or 0, ""),
         ) from error
     except FailedError as error:

@@ -97,7 +97,8 @@ class Files:
 
     def unlink(self, path: Path) -> None:
         """Remove a name, which may be gone already. Not synced: see `sync_dir`."""
-        path.unlink(missing_ok=True)
+        if os.path.lexists(path):  # on read-only storage, unlink fails for what is not there, too
+            path.unlink(missing_ok=True)
 
     def create_like(self, path: Path, like: Path) -> None:
         """Create an empty file with owner, mode, ACL and security label of `like`.
