@@ -85,7 +85,8 @@ class AfterSnapshot:
         for target, path in self.overlays.items():
             base = made.get(self.before.disk(target).top.path)
             if base is not None:
-                made[str(path)] = replace(base, path=str(path))
+                mode = f"{int(base.mode, 8) & ~0o007:04o}"  # never readable by all
+                made[str(path)] = replace(base, path=str(path), mode=mode)
         made |= {entry.path: entry for entry in now.entries if entry.path in own - made.keys()}
         return tuple(sorted(made.values(), key=lambda entry: Path(entry.path)))
 

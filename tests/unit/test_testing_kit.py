@@ -364,7 +364,7 @@ def take(world: World) -> AfterSnapshot:
     before, overlay = world.capture(), world.folder / "vm-vdc.s3"
     base = world.image("vdc")
     make_image(overlay, backing=base, backing_format=Format.RAW)
-    overlay.chmod(base.stat().st_mode & 0o777)
+    overlay.chmod(base.stat().st_mode & 0o770)
     QemuImg().run("snapshot", "-c", "s3", world.image("vdb"))
     world.edit(
         f'type="raw"/>\n      <source file="{base}', f"type='qcow2'/><source file=\"{overlay}"
@@ -387,7 +387,7 @@ SABOTAGE: dict[str, Callable[[World], object]] = {
         world.folder / "vm-vdc.s3", Format.QCOW2, 0, 512, 0xEE
     ),
     "base written": lambda world: flip(world.image("vdc"), 3 * MIB, 1),
-    "overlay readable by all": lambda world: (world.folder / "vm-vdc.s3").chmod(0o646),
+    "overlay readable by all": lambda world: (world.folder / "vm-vdc.s3").chmod(0o644),
     "no internal": lambda world: QemuImg().run("snapshot", "-d", "s3", world.image("vdb")),
     "blocked": lambda world: corrupt(world.image("vdb")),
     "no record": lambda world: world.store.forget("vm", "s3"),
