@@ -68,6 +68,7 @@ def libvirtd_uri() -> Iterator[str]:
             yield uri
         finally:
             _stop(daemon, uri)
+            _unmount(folder)
 
 
 def virsh(uri: str, *args: str | Path, check: bool = True) -> str:
@@ -123,7 +124,7 @@ def _start(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def _propagation() -> str:
-    """In a chroot whose root is no mount point, propagation cannot be set, and need not be."""
+    """In a chroot whose root is no mount point, propagation cannot be set: see `_unmount`."""
     probe = ["unshare", "--mount", "--propagation", "slave", "true"]
     done = subprocess.run(probe, capture_output=True, check=False)
     return "slave" if done.returncode == 0 else "unchanged"
@@ -147,3 +148,11 @@ def _stop(daemon: subprocess.Popen[bytes], uri: str) -> None:
     except subprocess.TimeoutExpired:
         daemon.kill()
         daemon.wait()
+
+
+def _unmount(folder: Path) -> None:
+    """Take back mounts that are seen outside, as where they are shared and `slave` failed."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        source, target = line.split()[3:5]
+        if folder.name in source:
+            subprocess.run(["umount", target], check=True)
