@@ -58,7 +58,14 @@ def embed_uri() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def libvirtd_uri() -> Iterator[str]:
-    """A real libvirtd, for us alone until the session ends; guests of type='qemu' start."""
+    """A real libvirtd, for us alone until the session ends."""
+    with private_libvirtd() as uri:
+        yield uri
+
+
+@contextmanager
+def private_libvirtd() -> Iterator[str]:
+    """The URI of a real libvirtd for us alone; guests of type='qemu' start in it."""
     _require("libvirtd", "virsh", "unshare", "setpriv", "mount", "qemu-system-x86_64")
     with _short_folder() as folder:
         uri = f"qemu+unix:///system?socket={folder}/run/libvirt-sock"
