@@ -50,15 +50,28 @@ class Context:
         if self.verbosity >= 0:
             output.complain(f"imgtool: {line}")
 
-    def answer(self, facts: dict[str, Any], text: Callable[[], str], *, data: bool = False) -> int:
+    def answer(
+        self,
+        facts: dict[str, Any],
+        text: Callable[[], str],
+        *,
+        data: bool = False,
+        listing: bool = False,
+    ) -> int:
         """Print the result: one JSON object, or text for a person. Returns exit code 0.
 
-        `data`: the text is what was asked for, and --quiet shows it, too.
+        `data`: the text is what was asked for, and --quiet shows it, too. `listing`: it is, and
+        without --quiet a blank line follows, as in virsh, whose users' scripts cut it off.
         """
         if self.json:
             output.write(json.dumps(facts, default=_plain) + "\n")
-        elif (shown := text()) and (data or self.verbosity >= 0):
-            output.write(visible(shown) + "\n")
+            return 0
+        shown = visible(text())
+        lines = f"{shown}\n" if shown else ""
+        if self.verbosity >= 0:
+            output.write(f"{lines}\n" if listing else lines)
+        elif data or listing:
+            output.write(lines)
         return 0
 
 

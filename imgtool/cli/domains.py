@@ -77,7 +77,7 @@ def _list(parser: Parser, argv: list[str], context: Context) -> int:
         {"name": each.name, "state": each.state or UNREADABLE, "uuid": each.uuid} for each in listed
     ]
     return context.answer(
-        {"domains": domains}, lambda: _list_text(listed, options, context), data=True
+        {"domains": domains}, lambda: _list_text(listed, options, context), listing=True
     )
 
 
@@ -168,7 +168,7 @@ def _domblklist(parser: Parser, argv: list[str], context: Context) -> int:
         details = [disk.type, disk.device] if options.details else []
         rows.append([*details, disk.target, source.get(disk.target, "-")])
     heading = context.verbosity >= 0
-    return context.answer(facts, lambda: table(headings, rows, heading=heading), data=True)
+    return context.answer(facts, lambda: table(headings, rows, heading=heading), listing=True)
 
 
 def _dumpxml(parser: Parser, argv: list[str], context: Context) -> int:
@@ -192,10 +192,10 @@ def _define(parser: Parser, argv: list[str], context: Context) -> int:
             from imgtool.xml.domain import parse_domain
 
             domain = parse_domain(xml, where=options.file).name
-            text = f"Domain '{domain}' would be defined from {options.file}"
+            text = f"Domain '{domain}' would be defined from {options.file}\n"
         else:
             domain = api.define(world, xml)
-            text = f"Domain '{domain}' defined from {options.file}"
+            text = f"Domain '{domain}' defined from {options.file}\n"
     return context.answer({"domain": domain}, lambda: text)
 
 
@@ -231,8 +231,8 @@ def _undefine(parser: Parser, argv: list[str], context: Context) -> int:
     with context.world(options.domain) as (world, name):
         domain = world.store.head(name).domain.name
         if context.dry_run:
-            text = f"Domain '{domain}' would be undefined"
+            text = f"Domain '{domain}' would be undefined\n"
         else:
             api.undefine(world, domain, snapshots_metadata=options.snapshots_metadata)
-            text = f"Domain '{domain}' has been undefined"
+            text = f"Domain '{domain}' has been undefined\n"
     return context.answer({"domain": domain}, lambda: text)

@@ -33,7 +33,7 @@ def dump(
     if options.xpath is not None:
         nodes = select(xml, options.xpath, root=root, where=where, wrap=options.wrap)
         text = "\n".join(nodes)
-        return context.answer(facts | {"xml": text, "nodes": nodes}, lambda: text, data=True)
+        return context.answer(facts | {"xml": text, "nodes": nodes}, lambda: text, listing=True)
     if context.json:
         return context.answer(facts | {"xml": os.fsdecode(xml)}, str)
     output.write_xml(xml)

@@ -93,7 +93,7 @@ def _list(parser: Parser, argv: list[str], context: Context) -> int:
         recorded = Recorded.of(world, domain)
     found = chosen(recorded.snapshots, _filter(options, recorded))
     facts = {"domain": recorded.domain, "snapshots": [_facts(s, recorded) for s in found]}
-    return context.answer(facts, lambda: _drawn(found, options, context), data=True)
+    return context.answer(facts, lambda: _drawn(found, options, context), listing=True)
 
 
 def _refuse_together(options: argparse.Namespace) -> None:
@@ -193,7 +193,7 @@ def _info(parser: Parser, argv: list[str], context: Context) -> int:
         ("Descendants", str(descendants)),
         ("Metadata", "yes"),
     )
-    return context.answer(facts, lambda: fields(shown), data=True)
+    return context.answer(facts, lambda: fields(shown), listing=True)
 
 
 def _parent(parser: Parser, argv: list[str], context: Context) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import deepcopy
 
 from lxml import etree
 
@@ -71,7 +72,7 @@ def _source(source: etree._Element, kind: str) -> str:
 def _text(node: object) -> str:
     """A node as libxml2 dumps it; lxml gives attributes and texts as strings that know them."""
     if isinstance(node, etree._Element):
-        return etree.tostring(node, encoding="unicode", with_tail=False)
+        return etree.tostring(_indented(node), encoding="unicode", with_tail=False)
     if getattr(node, "is_attribute", False):
         return f' {getattr(node, "attrname", "")}="{_escaped(str(node))}"'
     return str(node)
@@ -83,16 +84,26 @@ def _escaped(value: str) -> str:
     return value
 
 
+def _indented(element: etree._Element) -> etree._Element:
+    """A copy that begins a document of its own, as libvirt's parser and printer would have it."""
+    copied = deepcopy(element)
+    copied.tail = None
+    etree.indent(copied)
+    return copied
+
+
 def _wrapped(nodes: Iterable[object]) -> str:
     parent = etree.Element("nodes")
     for node in nodes:
         if isinstance(node, etree._Element):
-            node.tail = None
-            parent.append(node)
+            parent.append(_indented(node))
         elif getattr(node, "is_attribute", False):
-            parent.set(str(getattr(node, "attrname", "")), str(node))
+            name = str(getattr(node, "attrname", ""))
+            parent.attrib.pop(name, "")  # the last of a name counts, in the last place
+            parent.set(name, str(node))
         elif len(parent):
             parent[-1].tail = (parent[-1].tail or "") + str(node)
         else:
             parent.text = (parent.text or "") + str(node)
-    return etree.tostring(parent, encoding="unicode", pretty_print=True).rstrip("\n")
+    etree.indent(parent)
+    return etree.tostring(parent, encoding="unicode")
