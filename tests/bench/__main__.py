@@ -33,7 +33,7 @@ def main() -> None:
     if not wanted:
         sys.exit(f"--only: there are {', '.join(name for name, _ in contests(effort))}")
     held: dict[str, Contest] = {}
-    with _hosts(options.folder) as hosts, stopwatch() as watch:
+    with _hosts(options.folder) as hosts, stopwatch(hosts.folder) as watch:
         print(f"medians; x: in times of {VIRSH}, of {QEMU_IMG}; on {os.cpu_count()} processors")
         for name, hold in wanted:
             held[name] = hold(hosts, watch, effort)

@@ -93,11 +93,16 @@ class Stopwatch:
 
 
 @contextmanager
-def stopwatch() -> Iterator[Stopwatch]:
-    """One for the whole run of the benchmark."""
+def stopwatch(folder: Path) -> Iterator[Stopwatch]:
+    """One for the whole run of the benchmark.
+
+    Python keeps what it has compiled in `folder`: an installed imgtool is compiled, too.
+    """
+    env = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    env["PYTHONPYCACHEPREFIX"] = str(folder / "pycache")
     command = [sys.executable, "-S", os.fspath(STOPWATCH)]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
     ) as process:
         yield Stopwatch(process)
 
@@ -105,18 +110,20 @@ def stopwatch() -> Iterator[Stopwatch]:
 def contest(
     name: str, contenders: Sequence[Contender], watch: Stopwatch, *, runs: int, folder: Path
 ) -> Contest:
-    """Run each contender `runs` times, in turns, so that what disturbs one disturbs all.
+    """Run each contender `runs` times (and once before), in turns, so that what disturbs one disturbs all.
 
     `folder` is on the file system that is written to: it is synced before each run, or the first
     fsync of one would pay for what was left unwritten by another. Raises CommandError.
     """
     samples: dict[str, list[Sample]] = {each.name: [] for each in contenders}
-    for turn in range(runs):
+    for turn in range(-1, runs):  # the first does not count: caches are cold
         for each in contenders:
-            if each.runs is not None and turn >= each.runs:
+            if turn >= (runs if each.runs is None else each.runs):
                 continue
             each.reset()
             subprocess.run(["sync", "-f", folder], check=True)
-            samples[each.name].append(watch.run(each.argv))
+            sample = watch.run(each.argv)
+            if turn >= 0:
+                samples[each.name].append(sample)
     rows = [Row(name=each.name, samples=tuple(samples[each.name])) for each in contenders]
     return Contest(name=name, rows=tuple(rows))
