@@ -41,7 +41,14 @@ class Recovery:
 
 def waiting(world: World, uuid: str) -> Waiting | None:
     """The open transaction of one domain, read without its lock."""
-    pending = Journal(world.state_dir / uuid / "journal", world.files).pending()
+    journal = Journal(world.state_dir / uuid / "journal", world.files)
+    try:
+        pending = journal.pending()
+    except OSError as error:
+        raise PendingError(
+            f"{journal.path}: cannot be read: {error.strerror}",
+            remedy="mend the cause, then run `imgtool recover`",
+        ) from error
     if pending is None:
         return None
     if pending.plan.store != world.store.uri:

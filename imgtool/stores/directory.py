@@ -65,10 +65,8 @@ class DirectoryStore:
         if os.path.lexists(self._file(domain)):
             return self._read(domain)
         with suppress(ValueError):
-            wanted = str(uuid.UUID(domain))
-            for head in self._readable():
-                if head.domain.uuid == wanted:
-                    return head
+            if head := self._by_uuid(str(uuid.UUID(domain))):
+                return head
         raise NotFoundError(
             f"no domain {domain!r} in {self.path}", remedy=f"imgtool -c {self.uri} list"
         )
@@ -228,6 +226,27 @@ class DirectoryStore:
             text = self._files.read(path, limit=NAME_MAX + 1)
         name = text.decode(errors="replace").removesuffix("\n")
         return name if name in self._recorded(head) else None
+
+    def _by_uuid(self, wanted: str) -> Head | None:
+        """Raises StoreError if it may be that of a file that cannot be read.
+
+        On "not found", recovery would take back what that very file has committed.
+        """
+        doubt = ""
+        for name in self.domains():
+            try:
+                head = self._read(name)
+            except (BadRequestError, StoreError) as error:
+                doubt = doubt or error.message
+                continue
+            if head.domain.uuid == wanted:
+                return head
+        if doubt:
+            raise StoreError(
+                f"UUID {wanted} may be that of a domain that cannot be read: {doubt}",
+                remedy=f"mend that file, or move it out of {self.path}",
+            )
+        return None
 
     def _readable(self) -> Iterator[Head]:
         """The domains that can be read; what is wrong with others is said when they are named."""
