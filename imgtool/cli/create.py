@@ -196,7 +196,7 @@ def _plan(result: SnapshotResult) -> str:
             )
         elif isinstance(step, ChangeInPlace):
             lines.append(
-                f"  {step.target}: qemu-img {' '.join(step.command)} {step.image}, "
+                f"  {step.target}: qemu-img {' '.join(step.commands[0])} {step.image}, "
                 f"staged in {step.redo.parent}"
             )
     made = {step.target for step in plan.overlays}

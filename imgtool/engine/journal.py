@@ -20,7 +20,18 @@ from typing import Any
 from imgtool.host.files import Files
 from imgtool.model.errors import PendingError
 from imgtool.model.image import Identity
-from imgtool.model.plan import ChangeInPlace, CreateOverlay, Plan, PutRecord, SetCurrent
+from imgtool.model.plan import (
+    ChangeInPlace,
+    CopyImage,
+    CreateOverlay,
+    DropRecord,
+    MergeDown,
+    Plan,
+    PullImage,
+    PutRecord,
+    ReplaceRecord,
+    SetCurrent,
+)
 
 VERSION = 1
 MAX_BYTES = 256 * 1024 * 1024  # extents of very large images; read once, on recovery
@@ -130,7 +141,9 @@ def decode(blob: bytes) -> Iterator[dict[str, Any]]:
         yield json.loads(body)
 
 
-_TAGGED = {kind.__name__: kind for kind in (CreateOverlay, ChangeInPlace, PutRecord, SetCurrent)}
+_STEPS = (CreateOverlay, CopyImage, ChangeInPlace, MergeDown, PullImage)
+_RECORDS = (PutRecord, SetCurrent, ReplaceRecord, DropRecord)
+_TAGGED = {kind.__name__: kind for kind in (*_STEPS, *_RECORDS)}
 
 
 def to_json(value: object) -> Any:

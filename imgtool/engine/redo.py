@@ -60,7 +60,8 @@ def stage(change: ChangeInPlace, template: Path, files: Files, qemu: QemuImg) ->
     """
     files.copy_file(template, change.redo)
     scratch = Scratch(redo=change.redo, image=change.image, block_device=change.block_device)
-    qemu.change(change.command, scratch)
+    for command in change.commands:
+        qemu.change(command, scratch)
     report = qemu.check_scratch(scratch)
     if report.corruptions or report.errors or report.image_end is None:
         raise FailedError(

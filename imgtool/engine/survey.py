@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from imgtool.engine.world import World
 from imgtool.host.headers import parse_info, read_image, read_inode
 from imgtool.model.domain import Disk
-from imgtool.model.errors import BadRequestError, ChainError, ImgtoolError, UnsupportedError
+from imgtool.model.errors import (
+    BadRequestError,
+    ChainError,
+    FailedError,
+    ImgtoolError,
+    QemuImgError,
+    UnsupportedError,
+)
 from imgtool.model.image import Chain, Format, Image
-from imgtool.plan.snapshot import Place, Prepared
-
-MAX_LAYERS = 200  # QEMU and libvirt start no deeper chain
+from imgtool.plan.snapshot import MAX_LAYERS, Place, Prepared
 
 
 def chain_of(disk: Disk, world: World) -> Chain:
@@ -29,31 +35,40 @@ def chain_of(disk: Disk, world: World) -> Chain:
         raise UnsupportedError(
             f"{disk.target}: no local image of a known format", remedy="see imgtool domblklist"
         )
-    try:
-        return _walk(disk.source, disk.format, world)
-    except (ChainError, UnsupportedError) as error:
-        raise type(error)(f"{disk.target}: {error.message}", remedy=error.remedy) from error
+    with _about(disk.target):
+        return Chain(tuple(_layers(disk.source, disk.format, world))[::-1])
 
 
 def chains_of(disks: Iterable[Disk], world: World) -> dict[str, Chain]:
-    """The chains of all these disks that can be read; the others are left out."""
+    """What can be read of the chains of these disks, from the top; others are left out."""
     found = {}
     for disk in disks:
-        try:
-            found[disk.target] = chain_of(disk, world)
-        except ImgtoolError:
-            continue
+        layers: list[Image] = []
+        with suppress(ImgtoolError):
+            if disk.type == "volume":
+                disk = replace(disk, source=world.store.volume(disk.pool, disk.volume))
+            if disk.source is not None:
+                # Of a format that imgtool does not know, it can still tell which file it is.
+                layers.extend(_layers(disk.source, disk.format or Format.RAW, world))
+        if layers:
+            found[disk.target] = Chain(tuple(reversed(layers)))
     return found
 
 
 def place_of(target: str, overlay: Path) -> Place:
     """Where a new overlay would go. Raises BadRequestError if its folder is not there."""
-    folder = overlay.parent
-    if not folder.is_dir():
+    try:
+        folder = overlay.parent.resolve(strict=True)
+        reason = "" if folder.is_dir() else "is no folder"
+    except (OSError, RuntimeError) as error:
+        folder = overlay.parent
+        reason = str(error.strerror) if isinstance(error, OSError) else "symbolic links loop"
+    if reason:
         raise BadRequestError(
-            f"{target}: {folder}: no such folder", remedy="create it, or choose another"
+            f"{target}: {overlay.parent}: no such folder: {reason}",
+            remedy="create it, or choose another",
         )
-    return Place(overlay=overlay, folder=folder.resolve(), taken=os.path.lexists(overlay))
+    return Place(overlay=overlay, folder=folder, taken=os.path.lexists(overlay))
 
 
 def prepared(target: str, overlay: Path, world: World) -> Prepared:
@@ -66,17 +81,34 @@ def prepared(target: str, overlay: Path, world: World) -> Prepared:
             f"missing existing file for disk {target}: {overlay}",
             remedy="make it first, or leave --reuse-external out",
         )
-    image = _read(overlay, Format.QCOW2, world)
-    backing = _backing_path(image)
-    file = None
-    if backing is not None and backing.exists():
-        file = world.files.identity(backing).file
-    has_data = bool(file) and world.qemu.has_own_data(image.path)
+    with _about(target):
+        image = _read(overlay, Format.QCOW2, world)
+        file = _file_of(_backing_path(image))
+        has_data = bool(file) and world.qemu.has_own_data(
+            image.path, block_device=image.block_device
+        )
     return Prepared(image=image, backing_file=file, has_data=has_data)
 
 
-def _walk(path: Path, fmt: Format, world: World) -> Chain:
-    layers: list[Image] = []
+@contextmanager
+def _about(target: str) -> Iterator[None]:
+    """Name the disk in whatever error of ours comes from inside."""
+    try:
+        yield
+    except (ChainError, UnsupportedError, FailedError) as error:
+        raise type(error)(f"{target}: {error.message}", remedy=error.remedy) from error
+
+
+def _file_of(path: Path | None) -> tuple[int, int] | None:
+    """Device and inode of an image; None if there is none."""
+    try:
+        return None if path is None else read_inode(path.resolve(strict=True)).identity.file
+    except (OSError, RuntimeError, ChainError):
+        return None
+
+
+def _layers(path: Path, fmt: Format, world: World) -> Iterator[Image]:
+    """The layers from `path` down. Raises ChainError or UnsupportedError at the first bad one."""
     seen: set[tuple[int, int]] = set()
     name: Path | None = path
     while name is not None:
@@ -86,15 +118,14 @@ def _walk(path: Path, fmt: Format, world: World) -> Chain:
                 f"{name}: the backing chain loops", remedy="mend it with qemu-img rebase -u"
             )
         seen.add(image.identity.file)
-        layers.append(image)
-        if len(layers) > MAX_LAYERS:
+        if len(seen) > MAX_LAYERS:
             raise ChainError(
                 f"{path}: over {MAX_LAYERS} layers deep", remedy="shorten it with qemu-img commit"
             )
+        yield image
         name = _backing_path(image)
         if name is not None:
             fmt = _backing_format(image)
-    return Chain(tuple(reversed(layers)))
 
 
 def _read(name: Path, fmt: Format, world: World) -> Image:
@@ -105,7 +136,7 @@ def _read(name: Path, fmt: Format, world: World) -> Image:
         raise ChainError(f"{name}: {reason}", remedy="restore it, or mend what names it") from error
     if fmt is Format.VMDK:
         inode = read_inode(path)
-        image = parse_info(world.qemu.info_json(path, fmt), path, inode)
+        image = parse_info(_vmdk_info(path, world), path, inode)
     else:
         image = read_image(path, fmt)
     if image.data_file:
@@ -116,6 +147,13 @@ def _read(name: Path, fmt: Format, world: World) -> Image:
     if image.encrypted:
         raise UnsupportedError(f"{name}: is encrypted", remedy="leave this disk out")
     return replace(image, name=name)
+
+
+def _vmdk_info(path: Path, world: World) -> bytes:
+    try:
+        return world.qemu.info_json(path, Format.VMDK)
+    except QemuImgError as error:
+        raise ChainError(f"{path}: {error.message}", remedy="restore it") from error
 
 
 def _backing_path(image: Image) -> Path | None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from enum import Enum, auto
 from pathlib import Path
 
-from imgtool.engine import redo, undo
+from imgtool.engine import redo, rewrite, undo
 from imgtool.engine.journal import Staged, StagedOverlay
 from imgtool.engine.redo import Redo
 from imgtool.engine.room import Room
@@ -20,7 +20,17 @@ from imgtool.host.locks import PinnedImages, check_unchanged
 from imgtool.model.domain import Head
 from imgtool.model.errors import FailedError, ImgtoolError, Interrupted, NotFoundError, PendingError
 from imgtool.model.image import Format
-from imgtool.model.plan import ChangeInPlace, Commit, CreateOverlay, Plan, PutRecord, SetCurrent
+from imgtool.model.plan import (
+    ChangeInPlace,
+    Commit,
+    CopyImage,
+    CreateOverlay,
+    Made,
+    Plan,
+    PutRecord,
+    SetCurrent,
+    Step,
+)
 
 
 class Direction(Enum):
@@ -75,9 +85,11 @@ def conclude(room: Room, world: World, *, pinned: bool = False) -> Direction | N
             return None
         head = _head(pending.plan, world)
         direction = decide(pending.plan, head)
+        world.qemu.resume()
         with PinnedImages() as images:
             if not pinned:
-                images.seize(undo.blocked_images(pending))
+                forward = direction is Direction.FORWARD
+                images.seize(undo.images_to_seize(pending, forward=forward))
             if direction is Direction.FORWARD and head is not None:
                 undo.finish(pending, head.domain.name, world)
             else:
@@ -129,7 +141,7 @@ def _perform(plan: Plan, commit: Commit, room: Room, world: World) -> None:
     room.journal.begin(plan)
     redos = _stage(plan, world)
     staged = Staged(
-        overlays=world.each(lambda step: _sync_overlay(step, world), plan.overlays),
+        overlays=world.each(lambda step: _sync_made(step, world), plan.made),
         changes=tuple(each.staged for each in redos),
     )
     if plan.changes:
@@ -138,9 +150,12 @@ def _perform(plan: Plan, commit: Commit, room: Room, world: World) -> None:
     check_unchanged(commit.pins)
     room.journal.staged(staged)
     _publish(plan, redos, world)
+    rewrite.perform(plan, world)
     _record(plan, commit, world)
     world.interrupt.check()
-    check_unchanged(commit.pins, except_for=[step.image for step in plan.changes])
+    written = [step.image for step in plan.changes]
+    written += [path for _target, path in rewrite.images(plan)]
+    check_unchanged(commit.pins, except_for=written)
     world.store.pivot(plan.domain, expected=commit.expected, xml=commit.xml)
 
 
@@ -152,20 +167,24 @@ def _stage(plan: Plan, world: World) -> tuple[Redo, ...]:
             size = max(redo.scratch_size(step) for step in plan.changes)
             world.qemu.create_scratch(template, virtual_size=size)
 
-    def stage(step: CreateOverlay | ChangeInPlace) -> Redo | None:
+    def stage(step: Step) -> Redo | None:
         world.interrupt.check()
         if isinstance(step, CreateOverlay):
             _create_overlay(step, world)
-            return None
-        with naming(step.target, step.image):
-            return redo.stage(step, template, world.files, world.qemu)
+        elif isinstance(step, CopyImage):
+            _copy_image(step, world)
+        elif isinstance(step, ChangeInPlace):
+            with naming(step.target, step.image):
+                return redo.stage(step, template, world.files, world.qemu)
+        return None
 
     return tuple(each for each in world.each(stage, plan.steps) if each is not None)
 
 
 def _create_overlay(step: CreateOverlay, world: World) -> None:
     with naming(step.target, step.overlay):
-        world.files.create_like(step.staged, step.base)
+        for missed in world.files.create_like(step.staged, step.base):
+            world.say(f"{step.target}: {step.overlay} could not be given the {missed} of its base")
         world.qemu.create_overlay(
             step.staged,
             base=Path(step.backing),
@@ -179,7 +198,23 @@ def _create_overlay(step: CreateOverlay, world: World) -> None:
             raise FailedError(f"{step.overlay}: qemu-img made something else: {made}")
 
 
-def _sync_overlay(step: CreateOverlay, world: World) -> StagedOverlay:
+def _copy_image(step: CopyImage, world: World) -> None:
+    with naming(step.target, step.overlay):
+        world.files.create_like(step.staged, step.base)
+        world.qemu.convert_snapshot(
+            step.base,
+            step.base_format,
+            step.snapshot_id,
+            step.staged,
+            step.features,
+            watch=world.watch(step.target, f"copying to {step.overlay.name}"),
+        )
+        made = read_image(step.staged, Format.QCOW2)
+        if (made.backing, made.virtual_size) != (None, step.virtual_size):
+            raise FailedError(f"{step.overlay}: qemu-img made something else: {made}")
+
+
+def _sync_made(step: Made, world: World) -> StagedOverlay:
     with naming(step.target, step.overlay):
         world.files.sync_file(step.staged)
         return StagedOverlay(staged=step.staged, identity=world.files.identity(step.staged))
@@ -190,7 +225,7 @@ def _publish(plan: Plan, redos: Sequence[Redo], world: World) -> None:
         with naming(step.target, step.image), redo.opened(world.files, step.image) as image:
             redo.block(image, world.files)
 
-    def publish(step: CreateOverlay | Redo) -> None:
+    def publish(step: Made | Redo) -> None:
         if isinstance(step, Redo):
             with naming(step.change.target, step.change.image):
                 step.apply(world.files)
@@ -200,7 +235,7 @@ def _publish(plan: Plan, redos: Sequence[Redo], world: World) -> None:
 
     world.each(block, plan.changes)  # all of them before the first byte of redo
     world.interrupt.check()
-    todo: tuple[CreateOverlay | Redo, ...] = (*plan.overlays, *redos)
+    todo: tuple[Made | Redo, ...] = (*plan.made, *redos)
     world.each(publish, todo)
 
 

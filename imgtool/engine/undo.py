@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from imgtool.engine import redo
+from imgtool.engine import aftermath, redo, rewrite
 from imgtool.engine.journal import Pending, StagedOverlay
 from imgtool.engine.world import World
 from imgtool.host import qcow2
 from imgtool.model.errors import PendingError
-from imgtool.model.plan import ChangeInPlace, CreateOverlay, PutRecord, RecordStep, SetCurrent
+from imgtool.model.plan import ChangeInPlace, Made, PutRecord, RecordStep, SetCurrent
 from imgtool.xml.snapshot import parse_snapshot
 
 
@@ -21,10 +21,11 @@ def finish(pending: Pending, domain: str, world: World) -> None:
     for change in pending.plan.changes:
         with redo.opened(world.files, change.image) as image:
             redo.unblock(image, world.files)
-    for step in pending.plan.overlays:
+    for step in pending.plan.made:
         if step.staged.exists() and not os.path.lexists(step.overlay):
             world.files.publish(step.staged, step.overlay)  # somebody removed the final name
-    _drop_staged(pending.plan.overlays, world)
+    _drop_staged(pending.plan.made, world)
+    aftermath.bring_about(pending.plan, domain, world)
 
 
 def go_back(pending: Pending, domain: str | None, world: World) -> None:
@@ -43,7 +44,8 @@ def go_back(pending: Pending, domain: str | None, world: World) -> None:
     for change in pending.plan.changes if staged else ():
         with redo.opened(world.files, change.image) as image:
             redo.unblock(image, world.files)
-    _drop_staged(pending.plan.overlays, world)
+    _drop_staged(pending.plan.made, world)
+    rewrite.mend(pending.plan, world)
 
 
 def blocked_images(pending: Pending) -> tuple[ChangeInPlace, ...]:
@@ -55,6 +57,13 @@ def blocked_images(pending: Pending) -> tuple[ChangeInPlace, ...]:
     if pending.staged is None:
         return ()
     return tuple(change for change in pending.plan.changes if _is_blocked(change))
+
+
+def images_to_seize(pending: Pending, *, forward: bool) -> tuple[tuple[str, Path], ...]:
+    """Disk and path of each image that ending the transaction will write or remove."""
+    blocked = tuple((change.target, change.image) for change in blocked_images(pending))
+    more = pending.plan.aftermath.images if forward else rewrite.images(pending.plan)
+    return (*blocked, *((target, path) for target, path in more if path.exists()))
 
 
 def _is_blocked(change: ChangeInPlace) -> bool:
@@ -102,14 +111,14 @@ def _unpublish(pending: Pending, world: World) -> None:
     facts = (
         {} if pending.staged is None else {each.staged: each for each in pending.staged.overlays}
     )
-    for step in pending.plan.overlays:
+    for step in pending.plan.made:
         if not world.files.same(step.staged, step.overlay):
             continue
         if not _pristine(facts.get(step.staged), step.overlay, world):
             world.say(f"{step.overlay}: was written to meanwhile and is left where it is")
             continue
         world.files.unlink(step.overlay)
-    _sync_folders(pending.plan.overlays, world)
+    _sync_folders(pending.plan.made, world)
 
 
 def _pristine(fact: StagedOverlay | None, overlay: Path, world: World) -> bool:
@@ -118,13 +127,13 @@ def _pristine(fact: StagedOverlay | None, overlay: Path, world: World) -> bool:
     return then is not None and (now.size, now.mtime_ns) == (then.size, then.mtime_ns)
 
 
-def _drop_staged(overlays: Iterable[CreateOverlay], world: World) -> None:
+def _drop_staged(overlays: Iterable[Made], world: World) -> None:
     for step in overlays:
         world.files.unlink(step.staged)
     _sync_folders(overlays, world)
 
 
-def _sync_folders(overlays: Iterable[CreateOverlay], world: World) -> None:
+def _sync_folders(overlays: Iterable[Made], world: World) -> None:
     """Even where nothing was removed: who removed it may have died before the sync."""
     for folder in sorted({step.staged.parent for step in overlays}):
         if folder.is_dir():

@@ -10,7 +10,10 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable, Iterable
+import struct
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from imgtool.host.image_file import ImageFile
@@ -18,6 +21,9 @@ from imgtool.model.image import Identity
 
 CHUNK = 1024 * 1024  # bytes per read and write of a range
 _OPEN = os.O_CLOEXEC | os.O_NOFOLLOW
+_LABEL, _ACL = "security.selinux", "system.posix_acl_access"
+_ACL_HEADER, _ACL_ENTRY = struct.Struct("<I"), struct.Struct("<HHI")  # Linux, posix_acl_xattr.h
+_ACL_USER_OBJ, _ACL_OTHER = 0x01, 0x20
 
 
 class Files:
@@ -100,19 +106,23 @@ class Files:
         if os.path.lexists(path):  # on read-only storage, unlink fails for what is not there, too
             path.unlink(missing_ok=True)
 
-    def create_like(self, path: Path, like: Path) -> None:
+    def create_like(self, path: Path, like: Path) -> tuple[str, ...]:
         """Create an empty file with owner, mode, ACL and security label of `like`.
 
-        Never readable by others, always writable by its owner. Raises FileExistsError. A crash
+        Never readable by others, always writable by its owner. Returns what this user or file
+        system could not take over: 'owner', 'ACL', 'security label'; where nobody can tell whom
+        the group's rights would then be for, there are none. Raises FileExistsError. A crash
         leaves an empty file.
         """
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _OPEN, 0o600)
         try:
             facts = like.stat()
-            _take_owner(descriptor, facts)
+            missed = [] if _take_owner(descriptor, facts) else ["owner"]
             if stat.S_ISREG(facts.st_mode):
-                _take_attributes(descriptor, like)
-                os.fchmod(descriptor, facts.st_mode & 0o770 | 0o600)
+                missed += _take_attributes(descriptor, like)
+                group = 0 if {"owner", "ACL"} & set(missed) else facts.st_mode & 0o070
+                os.fchmod(descriptor, facts.st_mode & 0o700 | group | 0o600)
+            return tuple(missed)
         finally:
             os.close(descriptor)
 
@@ -145,9 +155,9 @@ class Files:
             os.close(descriptor)
 
     def free_bytes(self, folder: Path) -> int:
-        """Bytes that may be written in the file system of `folder`."""
+        """Bytes that may be written in the file system of `folder`; of one without a size, many."""
         facts = os.statvfs(folder)
-        return facts.f_bavail * facts.f_frsize
+        return facts.f_bavail * facts.f_frsize if facts.f_blocks else sys.maxsize
 
     def open_image(self, path: Path, *, write: bool) -> int:
         """A descriptor of an image that exists; symbolic links are refused."""
@@ -259,23 +269,53 @@ def _write_all(descriptor: int, data: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def _take_owner(descriptor: int, facts: os.stat_result) -> None:
+def _take_owner(descriptor: int, facts: os.stat_result) -> bool:
+    """False if this user may not give files away; the group is then tried by itself."""
     own = os.fstat(descriptor)
     if (own.st_uid, own.st_gid) == (facts.st_uid, facts.st_gid):
-        return
+        return True
     try:
         os.fchown(descriptor, facts.st_uid, facts.st_gid)
     except PermissionError:
         if os.geteuid() == 0:
-            raise  # others may not give files away, and their own are theirs to use
-
-
-def _take_attributes(descriptor: int, like: Path) -> None:
-    for name in ("security.selinux", "system.posix_acl_access"):
-        try:
-            value = os.getxattr(like, name)
-        except OSError as error:
-            if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
-                continue
             raise
-        os.setxattr(descriptor, name, value)
+        with suppress(PermissionError):
+            os.fchown(descriptor, -1, facts.st_gid)
+        return False
+    return True
+
+
+def _take_attributes(descriptor: int, like: Path) -> Iterator[str]:
+    """Take over label and ACL; yields what could not be."""
+    for name, what in ((_LABEL, "security label"), (_ACL, "ACL")):
+        value = _attribute(like, name)
+        try:
+            if value is not None:
+                os.setxattr(descriptor, name, _private(value) if name == _ACL else value)
+            elif name == _ACL:
+                os.removexattr(descriptor, name)  # what the folder gives to all its new files
+        except OSError as error:
+            if value is None and error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
+                continue
+            if error.errno not in (errno.EOPNOTSUPP, errno.EPERM):
+                raise
+            yield what
+
+
+def _attribute(path: Path, name: str) -> bytes | None:
+    try:
+        return os.getxattr(path, name)
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
+            return None
+        raise
+
+
+def _private(acl: bytes) -> bytes:
+    """The same ACL, with nothing for others: not even until the mode is set, a moment later."""
+    at = _ACL_HEADER.size
+    entries = [
+        _ACL_ENTRY.pack(tag, 0 if tag == _ACL_OTHER else rights | 6 * (tag == _ACL_USER_OBJ), whose)
+        for tag, rights, whose in _ACL_ENTRY.iter_unpack(acl[at:])
+    ]
+    return acl[:at] + b"".join(entries)

@@ -18,7 +18,7 @@ from imgtool.host.files import Files
 from imgtool.host.image_file import ImageFile
 from imgtool.model.errors import FailedError, ImageChangedError, ImageInUseError
 from imgtool.model.image import Identity
-from imgtool.model.plan import ChangeInPlace, Pin
+from imgtool.model.plan import Pin
 
 _HELD = (101, 103)  # "I write", "I resize"
 _UNSHARED = (201, 203)  # "nobody else may write", "... resize"
@@ -30,7 +30,8 @@ class PinnedImages:
     """Holds the locks of every image of a plan until it is closed (or the process dies).
 
     While it is held, QEMU fails to start with its own message, and so does another imgtool that
-    wants to change one of these images; `qemu-img` without -U goes on working.
+    wants to change one of these images; `qemu-img` without -U goes on reading them, but for those
+    that the plan writes itself: these our own qemu-img opens with `locking=off`.
     """
 
     def __init__(self) -> None:
@@ -61,16 +62,15 @@ class PinnedImages:
         for file in sorted(by_file):
             self._pin(by_file[file])
 
-    def seize(self, changes: Iterable[ChangeInPlace]) -> None:
-        """Lock images that are blocked, whatever their identity has become.
+    def seize(self, images: Iterable[tuple[str, Path]]) -> None:
+        """Lock images (disk and path) to write them, whatever their identity has become.
 
-        Raises ImageInUseError if somebody has one open for writing in spite of that.
+        Each file once; raises ImageInUseError if somebody has one open.
         """
-        for change in changes:
-            identity = Files().identity(change.image)
-            self._pin(
-                Pin(target=change.target, path=change.image, identity=identity, exclusive=True)
-            )
+        self.pin(
+            Pin(target=target, path=path, identity=Files().identity(path), exclusive=True)
+            for target, path in images
+        )
 
     def _pin(self, pin: Pin) -> None:
         flags = os.O_RDWR if pin.exclusive else os.O_RDONLY
@@ -86,13 +86,15 @@ class PinnedImages:
         self._stack.callback(os.close, descriptor)
         if _identity(descriptor, pin) != pin.identity:
             raise _changed(pin)
-        if any(_conflicts(descriptor, byte) for byte in _HELD):
+        # Who writes an image needs that nobody counts on it to stay as it is, either.
+        others = (*_HELD, *_UNSHARED) if pin.exclusive else _HELD
+        if any(_conflicts(descriptor, byte) for byte in others):
             raise _in_use(pin)
-        for byte in _UNSHARED:
+        for byte in (*_UNSHARED, *(_HELD if pin.exclusive else ())):
             _lock(descriptor, fcntl.F_RDLCK, byte, pin)
         _lock(descriptor, fcntl.F_WRLCK if pin.exclusive else fcntl.F_RDLCK, _CHANGED, pin)
         # Tested again: QEMU takes its bytes first and looks at ours afterwards, as we do.
-        if any(_conflicts(descriptor, byte) for byte in _HELD):
+        if any(_conflicts(descriptor, byte) for byte in others):
             raise _in_use(pin)
 
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from imgtool.model.errors import QemuImgError
 from imgtool.model.image import Format, Qcow2Features
+from imgtool.model.plan import Node
 
 TOOL = "qemu-img"
 QUICK = 60.0  # seconds; for commands that only touch metadata of bounded size
+_PERCENT = re.compile(rb"\((\d+\.\d+)/100%\)")
+Watch = Callable[[float], None]
 _SAFE_ENV = ("PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "LD_PRELOAD")
 
 
@@ -35,36 +39,45 @@ class QemuImg:
         self.held: int | None = None
         """A descriptor that children inherit: a lock on it outlives us as long as they run."""
         self._running: dict[int, Any] = {}
-        self._guard = threading.Lock()
         self._cancelled = False
 
     def run(
-        self, *args: str | Path, timeout: float | None = QUICK, ok: Sequence[int] = (0,)
+        self,
+        *args: str | Path,
+        timeout: float | None = QUICK,
+        ok: Sequence[int] = (0,),
+        watch: Watch | None = None,
     ) -> str:
-        """Run qemu-img with `args`, return its stdout. `timeout` in seconds, None for none."""
+        """Run qemu-img with `args`, return its stdout. `timeout` in seconds, None for none.
+
+        `watch` is told the share that is done, 0.0 to 1.0, of a command that is given -p.
+        """
         import sh
 
         try:
             command = sh.Command(TOOL)
         except sh.CommandNotFound as error:
             raise QemuImgError("qemu-img is not installed", remedy="install qemu-utils") from error
-        with self._guard:
-            if self._cancelled:
-                raise QemuImgError(f"{args[0]}: cancelled")
-            process = command(
-                *(os.fspath(arg) for arg in args),
-                _bg=True,
-                _bg_exc=False,
-                _tty_out=False,
-                _new_group=True,  # Ctrl-C is for us: we stop our children ourselves
-                _return_cmd=True,
-                _internal_bufsize=65536,
-                _env={name: os.environ[name] for name in _SAFE_ENV if name in os.environ}
-                | {"LC_ALL": "C.UTF-8"},
-                _ok_code=list(ok),
-                _pass_fds=set() if self.held is None else {self.held},
-            )
-            self._running[id(process)] = process
+        if self._cancelled:
+            raise QemuImgError(f"{args[0]}: cancelled")
+        told: dict[str, Any] = {"_out": _progress(watch), "_out_bufsize": 0} if watch else {}
+        process = command(
+            *(os.fspath(arg) for arg in args),
+            _bg=True,
+            _bg_exc=False,
+            _tty_out=False,
+            _new_group=True,  # Ctrl-C is for us: we stop our children ourselves
+            _return_cmd=True,
+            _internal_bufsize=65536,
+            _env={name: os.environ[name] for name in _SAFE_ENV if name in os.environ}
+            | {"LC_ALL": "C.UTF-8"},
+            _ok_code=list(ok),
+            _pass_fds=set() if self.held is None else {self.held},
+            **told,
+        )
+        self._running[id(process)] = process
+        if self._cancelled:  # while it was being started
+            _kill(process)
         return self._wait(process, str(args[0]), timeout)
 
     def cancel(self) -> None:
@@ -72,6 +85,10 @@ class QemuImg:
         self._cancelled = True
         for process in tuple(self._running.values()):
             _kill(process)
+
+    def resume(self) -> None:
+        """After `cancel`: start processes again, to finish or to mend."""
+        self._cancelled = False
 
     def _wait(self, process: Any, what: str, timeout: float | None) -> str:
         import sh
@@ -109,19 +126,66 @@ class QemuImg:
         `base` is absolute, or relative to the folder of `path`. qemu-img opens the whole chain
         below it. An existing empty `path` keeps its inode, owner and mode.
         """
-        options = f"cluster_size={features.cluster_size},compat={features.compat}"
-        if features.compat != "0.10":
-            options += f",lazy_refcounts={_on(features.lazy_refcounts)}"
-            options += f",extended_l2={_on(features.extended_l2)}"
-            options += f",refcount_bits={features.refcount_bits}"
         self.run(
-            "create", "-q", "-f", Format.QCOW2, "-o", options,
+            "create", "-q", "-f", Format.QCOW2, "-o", _creation(features),
             "-F", base_format, "-b", base, path, str(virtual_size),
         )  # fmt: skip
 
     def create_scratch(self, path: Path, *, virtual_size: int) -> None:
         """Create an empty qcow2 without a backing name, to be given one by `Scratch`."""
         self.run("create", "-q", "-f", Format.QCOW2, path, str(virtual_size))
+
+    def convert_snapshot(
+        self,
+        source: Path,
+        source_format: Format,
+        snapshot_id: str,
+        target: Path,
+        features: Qcow2Features,
+        watch: Watch | None = None,
+    ) -> None:
+        """Write what an internal snapshot shows into a qcow2 of its own. Not synced."""
+        self.run(
+            "convert", "-p", "-t", "writeback", "-l", f"snapshot.id={snapshot_id}",
+            "-f", source_format, "-O", Format.QCOW2, "-o", _creation(features), source, target,
+            timeout=None, watch=watch,
+        )  # fmt: skip
+
+    def merge_down(self, layers: Sequence[Node], watch: Watch | None = None) -> None:
+        """Commit all layers into `layers[0]`; the layers themselves stay as they are. Not synced.
+
+        imgtool holds the locks of all of them. A kill leaves what is seen through the last layer
+        as it was; the base may have leaked clusters, and another run completes it.
+        """
+        self.run(
+            "commit", "-d", "-p", "-t", "writeback", "-b", layers[0].path,
+            "--image-opts", _chain_options(layers), timeout=None, watch=watch,
+        )  # fmt: skip
+
+    def rebase(
+        self,
+        image: Path,
+        backing: str,
+        backing_format: Format | None,
+        *,
+        unsafe: bool = False,
+        watch: Watch | None = None,
+    ) -> None:
+        """Give a qcow2 another base (none: ''), copying what it would miss unless `unsafe`.
+
+        imgtool holds the lock of the image. A kill leaves it showing what it did. Not synced.
+        """
+        words: list[str | Path] = ["rebase", "-t", "writeback", "-b", backing]
+        words += ["-F", backing_format] if backing_format else []
+        words += ["-u"] if unsafe else ["-p"]
+        node = Node(path=image, format=Format.QCOW2)
+        self.run(*words, "--image-opts", _chain_options([node]), timeout=None, watch=watch)
+
+    def repair_leaks(self, image: Path) -> None:
+        """Free clusters that a killed qemu-img has leaked. imgtool holds the image's lock."""
+        node = Node(path=image, format=Format.QCOW2)
+        options = _chain_options([node])
+        self.run("check", "-q", "-r", "leaks", "--image-opts", options, timeout=None, ok=(0, 3))
 
     def change(self, command: Sequence[str], scratch: Scratch) -> None:
         """Run a subcommand that writes an image, on a scratch layer over it."""
@@ -140,9 +204,11 @@ class QemuImg:
         output = self.run("check", "--output=json", "-f", fmt, path, timeout=None, ok=(0, 2, 3))
         return _report(output)
 
-    def has_own_data(self, path: Path) -> bool:
-        """Whether a qcow2 holds any cluster itself, rather than showing its base."""
-        output = self.run("map", "--output=json", "-f", Format.QCOW2, path, timeout=None)
+    def has_own_data(self, path: Path, *, block_device: bool) -> bool:
+        """Whether a qcow2 holds any cluster itself, rather than showing its base: not opened."""
+        driver = "host_device" if block_device else "file"
+        options = f"driver=qcow2,backing=,file.driver={driver},file.filename={_escape(path)}"
+        output = self.run("map", "--output=json", "--image-opts", options, timeout=None)
         entries = _json(output, "map")
         return any(entry["depth"] == 0 and entry.get("present", True) for entry in entries)
 
@@ -181,8 +247,37 @@ class Scratch:
                 "file.backing.driver=raw",
                 f"file.backing.file.driver={driver}",
                 "file.backing.file.filename=" + _escape(self.image),
+                "file.backing.file.locking=off",  # imgtool holds its locks
             )
         )
+
+
+def _creation(features: Qcow2Features) -> str:
+    """For -o of create and convert."""
+    options = f"cluster_size={features.cluster_size},compat={features.compat}"
+    if features.compat != "0.10":
+        options += f",lazy_refcounts={_on(features.lazy_refcounts)}"
+        options += f",extended_l2={_on(features.extended_l2)}"
+        options += f",refcount_bits={features.refcount_bits}"
+    return options
+
+
+def _chain_options(layers: Sequence[Node]) -> str:
+    """For --image-opts: the last layer over those before it, without locks of their own.
+
+    What is below the first is opened by the name that it records.
+    """
+    options = []
+    for depth, node in enumerate(reversed(layers)):
+        prefix = "backing." * depth
+        driver = "host_device" if node.block_device else "file"
+        options += [
+            f"{prefix}driver={node.format}",
+            f"{prefix}file.driver={driver}",
+            f"{prefix}file.filename={_escape(node.path)}",
+            f"{prefix}file.locking=off",
+        ]
+    return ",".join(options)
 
 
 def _escape(path: Path) -> str:
@@ -191,6 +286,20 @@ def _escape(path: Path) -> str:
 
 def _on(value: bool) -> str:
     return "on" if value else "off"
+
+
+def _progress(watch: Watch) -> Callable[[bytes], None]:
+    """A reader of what -p prints, such as `    (12.50/100%)` and a carriage return."""
+    seen = bytearray()
+
+    def read(chunk: bytes | str) -> None:
+        seen.extend(chunk.encode() if isinstance(chunk, str) else chunk)
+        found = _PERCENT.findall(seen)
+        if found:
+            watch(float(found[-1]) / 100)
+            del seen[: seen.rfind(b")")]
+
+    return read
 
 
 def _sentence(stderr: str) -> str:

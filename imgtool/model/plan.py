@@ -28,21 +28,93 @@ class CreateOverlay:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeInPlace:
-    """Run one qemu-img command on a qcow2 image that exists. Undo: write the old bytes back.
+    """Run qemu-img commands on a qcow2 image that exists. Undo: write the old bytes back.
 
-    `command` is a qemu-img subcommand with its arguments, without the image.
+    Each of `commands` is a qemu-img subcommand with its arguments, without the image.
     """
 
     target: str
     image: Path
     identity: Identity
     block_device: bool
-    command: tuple[str, ...]
+    commands: tuple[tuple[str, ...], ...]
     redo: Path  # scratch image in the workspace
     undo: Path  # the bytes that the redo overwrites, in the workspace
 
 
-Step = CreateOverlay | ChangeInPlace
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyImage:
+    """Copy what one internal snapshot shows into an image of its own. Undo: unlink the copy."""
+
+    target: str
+    base: Path  # the image that has the snapshot; it is not written
+    base_format: Format
+    snapshot_id: str
+    overlay: Path  # final name of the copy
+    staged: Path  # beside it
+    virtual_size: int  # bytes
+    features: Qcow2Features
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One image of a chain that qemu-img will write, or commit from."""
+
+    path: Path
+    format: Format
+    block_device: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeDown:
+    """Commit the data of all layers above `layers[0]` into it (block commit).
+
+    What the guest sees through the last layer does not change at any moment, and running it
+    again completes it, so that there is nothing to undo as long as the last layer is there.
+    """
+
+    target: str
+    layers: tuple[Node, ...]  # base first; at least two
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullImage:
+    """Copy into an overlay what it has from the layers above its new base, then change its base.
+
+    What is seen through the image does not change at any moment: nothing to undo.
+    """
+
+    target: str
+    image: Path
+    backing: str  # the name it will record; empty: no base any more
+    backing_format: Format | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relink:
+    """Record another base with the same content, without copying (an `unsafe` rebase).
+
+    One header write; either name shows the same as long as both images are there.
+    """
+
+    target: str
+    image: Path
+    backing: str
+    backing_format: Format
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drop:
+    """Remove an image that nothing needs any more, if it is still that file. After the pivot."""
+
+    target: str
+    path: Path
+    inode: int
+
+
+Made = CreateOverlay | CopyImage
+Rewrite = MergeDown | PullImage
+Step = CreateOverlay | CopyImage | ChangeInPlace | MergeDown | PullImage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +133,54 @@ class SetCurrent:
     previous: str | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplaceRecord:
+    """Put other metadata in place of a snapshot's. After the pivot only."""
+
+    name: str
+    xml: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DropRecord:
+    """Drop a snapshot's metadata, its children having got another parent. After the pivot only."""
+
+    name: str
+
+
 RecordStep = PutRecord | SetCurrent
+LateRecord = ReplaceRecord | DropRecord | SetCurrent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repoint:
+    """A disk that changes from one image to another of the same content, after the pivot."""
+
+    target: str
+    was: Path
+    path: Path
+    format: Format
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aftermath:
+    """What remains to be done once the pivot has decided: in this order, each step idempotent.
+
+    There is no way back from here, and none is needed: what the domain shows is right throughout.
+    """
+
+    merges: tuple[MergeDown, ...] = ()
+    relinks: tuple[Relink, ...] = ()
+    repoints: tuple[Repoint, ...] = ()
+    records: tuple[LateRecord, ...] = ()
+    drops: tuple[Drop, ...] = ()
+
+    @property
+    def images(self) -> tuple[tuple[str, Path], ...]:
+        """Disk and path of each image that will be written or removed."""
+        written = [(step.target, node.path) for step in self.merges for node in step.layers]
+        written += [(step.target, step.image) for step in self.relinks]
+        return (*written, *((step.target, step.path) for step in self.drops))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +214,17 @@ class Plan:
     steps: tuple[Step, ...]
     records: tuple[RecordStep, ...] = ()
     workspace: Path
+    aftermath: Aftermath = Aftermath()
+
+    @property
+    def made(self) -> tuple[Made, ...]:
+        """Steps that make a new image, staged beside its final name."""
+        return tuple(step for step in self.steps if isinstance(step, CreateOverlay | CopyImage))
+
+    @property
+    def rewrites(self) -> tuple[Rewrite, ...]:
+        """Steps that move data into images that exist, without changing what they show."""
+        return tuple(step for step in self.steps if isinstance(step, MergeDown | PullImage))
 
     @property
     def overlays(self) -> tuple[CreateOverlay, ...]:
@@ -112,6 +242,7 @@ class Move:
     target: str
     path: Path
     format: Format
+    block_device: bool = False  # libvirt then wants type='block'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from imgtool.model.errors import (
     UnsupportedError,
 )
 from imgtool.model.snapshot import SnapshotDisk, SnapshotRequest
-from imgtool.plan.table import Mode, Outcome, look_up
+from imgtool.plan.table import Mode, Outcome, Row, look_up
 
 _SHORT: Mapping[SnapshotMode | None, Mode] = {
     None: "omit",
@@ -56,7 +56,7 @@ def select(
         online=state is not DomainState.SHUTOFF, memory=memory, disk=overall, disk_only=disk_only
     )
     if row.online:
-        raise _active(domain, state, row.outcome, row.result, disk_only=disk_only)
+        raise _active(domain, state, row)
     if row.outcome is not Outcome.SNAPSHOT:
         raise BadRequestError(
             f"{domain.name}: {row.result}: the domain is stopped"
@@ -117,18 +117,14 @@ def _own_mode(disk: Disk, spec: SnapshotDisk | None) -> SnapshotMode | None:
     return None
 
 
-def _overall(modes: object) -> Mode:
+def _overall(modes: Iterable[SnapshotMode | None]) -> Mode:
     """The table's word for all disks together; what is mixed counts as external."""
-    found = {_SHORT.get(mode, "ext") for mode in modes}  # type: ignore[attr-defined]
-    for word in ("ext", "int", "omit"):
-        if word in found:
-            return word
-    return "no"
+    found = {_SHORT.get(mode, "ext") for mode in modes}
+    order: tuple[Mode, ...] = ("ext", "int", "omit")
+    return next((word for word in order if word in found), "no")
 
 
-def _active(
-    domain: Domain, state: DomainState, outcome: Outcome, result: str, *, disk_only: bool
-) -> DomainActiveError:
+def _active(domain: Domain, state: DomainState, row: Row) -> DomainActiveError:
     if state is DomainState.SAVED:
         return DomainActiveError(
             f"{domain.name} has a managed save image, which its disks must go on matching",
@@ -139,15 +135,15 @@ def _active(
             f"{domain.name} has no persistent definition",
             remedy=f"virsh dumpxml {domain.name} > FILE and virsh define FILE",
         )
-    if outcome is Outcome.SNAPSHOT:
-        flag = " --disk-only" if disk_only or "memory=no" in result else ""
+    command = f"virsh snapshot-create-as {domain.name} {row.virsh}".rstrip()
+    if row.outcome is Outcome.SNAPSHOT:
         return DomainActiveError(
-            f"{domain.name} is {state}; imgtool works on stopped domains ({result})",
-            remedy=f"virsh snapshot-create-as {domain.name}{flag}, or virsh shutdown it first",
+            f"{domain.name} is {state}; imgtool works on stopped domains ({row.result})",
+            remedy=f"{command}, or virsh shutdown {domain.name} first",
         )
     return DomainActiveError(
-        f"{domain.name} is {state}, and so this is {outcome}: {result}",
-        remedy=f"virsh shutdown {domain.name}, then try again",
+        f"{domain.name} is {state}, and so this is {row.outcome}: {row.result}",
+        remedy=f"the nearest is {command}; or virsh shutdown {domain.name} first",
     )
 
 

@@ -75,6 +75,7 @@ class SnapshotPlan:
     pins: tuple[Pin, ...]
     space: tuple[Space, ...]
     snapshot: Snapshot  # to be recorded; its domain_xml is not stamped yet
+    notes: tuple[str, ...] = ()  # what a person should know, a line each
 
 
 def plan_snapshot(
@@ -101,7 +102,7 @@ def plan_snapshot(
             overlay = _overlay(choice, facts, len(steps))
             steps.append(overlay)
             moves.append(Move(target=overlay.target, path=overlay.overlay, format=Format.QCOW2))
-    _require_distinct(moves)
+    _require_distinct(moves, facts)
     domain = facts.head.domain
     plan = Plan(
         txid=facts.txid,
@@ -119,6 +120,7 @@ def plan_snapshot(
         pins=tuple(_pins(taking, facts)),
         space=tuple(_space(plan, facts)),
         snapshot=_snapshot(name, request, choices, moves, facts),
+        notes=tuple(_notes(moves, facts)),
     )
 
 
@@ -141,7 +143,13 @@ def _snapshot(
         target = choice.disk.target
         entry = SnapshotDisk(name=target, mode=choice.mode)
         if target in sources:
-            entry = replace(entry, driver=Format.QCOW2, source=os.fspath(sources[target].path))
+            move = sources[target]
+            entry = replace(
+                entry,
+                type="block" if move.block_device else "file",
+                driver=move.format,
+                source=os.fspath(move.path),
+            )
         disks.append(entry)
     return Snapshot(
         name=name,
@@ -160,7 +168,8 @@ def _require_free_name(name: str, facts: Facts, targets: Iterable[str]) -> None:
             f"domain moment {name} already exists", remedy="choose another snapshot name"
         )
     for target in targets:
-        for image in facts.chains[target].images:
+        made = [facts.prepared[target].image] if target in facts.prepared else []
+        for image in (*facts.chains[target].images, *made):
             if any(name in (entry.tag, entry.id) for entry in image.snapshots):
                 raise ExistsError(
                     f"{target}: {image.spelled} has an internal snapshot {name!r} already",
@@ -192,10 +201,11 @@ def _require_sound(target: str, chain: Chain) -> None:
             )
 
 
-def _require_distinct(moves: Sequence[Move]) -> None:
+def _require_distinct(moves: Sequence[Move], facts: Facts) -> None:
     seen: dict[Path, str] = {}
     for move in moves:
-        path = Path(os.path.normpath(move.path))
+        place = facts.places.get(move.target)  # an overlay that was prepared fits one disk only
+        path = place.folder / move.path.name if place else move.path
         if path in seen:
             raise BadRequestError(
                 f"{seen[path]} and {move.target} would both get {move.path}",
@@ -261,7 +271,9 @@ def _reuse(choice: Choice, facts: Facts) -> Move:
             remedy="make it with: qemu-img create -f qcow2 "
             f"-F {base.format} -b {base.spelled} {image.spelled}",
         )
-    return Move(target=target, path=image.spelled, format=Format.QCOW2)
+    return Move(
+        target=target, path=image.spelled, format=Format.QCOW2, block_device=image.block_device
+    )
 
 
 def _change(choice: Choice, name: str, facts: Facts, number: int) -> ChangeInPlace:
@@ -277,15 +289,31 @@ def _change(choice: Choice, name: str, facts: Facts, number: int) -> ChangeInPla
             f"{target}: {image.spelled} is a compat=0.10 image, which cannot be blocked",
             remedy=f"qemu-img amend -f qcow2 -o compat=1.1 {image.spelled}",
         )
+    if image.features.refcount_bits == 1:
+        raise UnsupportedError(
+            f"{target}: {image.spelled} counts references in one bit, so no cluster can be shared",
+            remedy=f"qemu-img amend -f qcow2 -o refcount_bits=16 {image.spelled}",
+        )
     return ChangeInPlace(
         target=target,
         image=image.path,
         identity=image.identity,
         block_device=image.block_device,
-        command=("snapshot", "-c", name),
+        commands=(("snapshot", "-c", name),),
         redo=facts.workspace / f"redo-{number}",
         undo=facts.workspace / f"undo-{number}",
     )
+
+
+def _notes(moves: Sequence[Move], facts: Facts) -> Iterable[str]:
+    for move in moves:
+        base, made = facts.chains[move.target].active, facts.prepared.get(move.target)
+        lost = [name for name in base.bitmaps if made is None or name not in made.image.bitmaps]
+        if lost:
+            yield (
+                f"{move.target}: the bitmaps of {base.spelled} stay in it and record no more "
+                f"writes; {move.path} has none of them: {', '.join(lost)}"
+            )
 
 
 def _pins(taking: Sequence[Choice], facts: Facts) -> Iterable[Pin]:

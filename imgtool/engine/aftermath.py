@@ -1,0 +1,72 @@
+"""What is left to do once the pivot has decided. Idempotent throughout: recovery does it again."""
+
+from __future__ import annotations
+
+import os
+
+from imgtool.engine import rewrite
+from imgtool.engine.world import World, naming
+from imgtool.model.errors import PendingError
+from imgtool.model.plan import Drop, DropRecord, LateRecord, Move, Plan, ReplaceRecord, Repoint
+from imgtool.xml import patch
+
+
+def bring_about(plan: Plan, domain: str, world: World) -> None:
+    """Merge, relink, repoint the domain, then its snapshots' metadata, then remove images.
+
+    In this order, so that nothing names an image that is not right yet or is gone already. A
+    crash inside is followed by the whole of it again.
+    """
+    todo = plan.aftermath
+    world.each(lambda step: rewrite.merge_down(step, world), todo.merges)
+    for merge in todo.merges:
+        base = merge.layers[0]
+        rewrite.mend_image(merge.target, base.path, base.format, world)
+    world.each(lambda step: rewrite.relink(step, world), todo.relinks)
+    _repoint(todo.repoints, plan.txid, domain, world)
+    for record in todo.records:
+        _change(record, domain, world)
+    _drop(todo.drops, world)
+
+
+def _repoint(repoints: tuple[Repoint, ...], txid: str, domain: str, world: World) -> None:
+    """Let disks that still name the old image name the new one, which has the same content."""
+    head = world.store.head(domain)
+    moves = []
+    for repoint in repoints:
+        disk = head.domain.disk(repoint.target)
+        if disk is not None and disk.source is not None and _same(disk.source, repoint.was):
+            moves.append(Move(target=repoint.target, path=repoint.path, format=repoint.format))
+    if moves:
+        xml = patch.pivot(head.xml, moves=moves, txid=txid, where=domain)
+        world.store.pivot(domain, expected=head.digest, xml=xml)
+
+
+def _same(one: object, other: object) -> bool:
+    return os.path.realpath(str(one)) == os.path.realpath(str(other))
+
+
+def _change(record: LateRecord, domain: str, world: World) -> None:
+    if isinstance(record, ReplaceRecord):
+        world.store.record(domain, record.name, record.xml.encode(), current=False)
+    elif isinstance(record, DropRecord):
+        world.store.forget(domain, record.name)
+    else:
+        world.store.set_current(domain, record.name)
+
+
+def _drop(drops: tuple[Drop, ...], world: World) -> None:
+    folders = set()
+    for drop in drops:
+        with naming(drop.target, drop.path):
+            if os.path.lexists(drop.path):
+                if drop.path.lstat().st_ino != drop.inode:
+                    raise PendingError(
+                        f"{drop.target}: {drop.path} is not the file that was to be removed",
+                        remedy="move it elsewhere, then run `imgtool recover`",
+                    )
+                world.files.unlink(drop.path)
+            folders.add(drop.path.parent)
+    for folder in sorted(folders):
+        if folder.is_dir():
+            world.files.sync_dir(folder)

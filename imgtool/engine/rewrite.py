@@ -1,0 +1,106 @@
+"""Move data between images that exist: down into a base, or up into an overlay.
+
+What a guest sees through the last layer does not change at any moment, so these steps are run
+before the pivot and need no undo; only leaked clusters are mended.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from imgtool.engine.world import World, naming
+from imgtool.host.headers import read_image
+from imgtool.model.errors import FailedError
+from imgtool.model.image import Format
+from imgtool.model.plan import MergeDown, Plan, PullImage, Relink, Rewrite
+
+
+def perform(plan: Plan, world: World) -> None:
+    """All rewrites of the plan: disks side by side, the steps of one disk in their order."""
+    by_disk: dict[str, list[Rewrite]] = {}
+    for step in plan.rewrites:
+        by_disk.setdefault(step.target, []).append(step)
+
+    def work(steps: list[Rewrite]) -> None:
+        for step in steps:
+            world.interrupt.check()
+            if isinstance(step, MergeDown):
+                merge_down(step, world)
+            else:
+                pull(step, world)
+
+    world.each(work, by_disk.values())
+
+
+def merge_down(step: MergeDown, world: World) -> None:
+    """Commit into the base, and sync it. A crash leaves part of the data there: run it again."""
+    base = step.layers[0]
+    with naming(step.target, base.path):
+        world.qemu.merge_down(
+            step.layers, watch=world.watch(step.target, f"merging into {base.path.name}")
+        )
+        world.files.sync_file(base.path)
+
+
+def pull(step: PullImage, world: World) -> None:
+    """Copy into the overlay, change its base, and sync it. Run again after a crash: it completes.
+
+    Nothing is done if the overlay has that base already.
+    """
+    with naming(step.target, step.image):
+        now = read_image(step.image, Format.QCOW2)
+        if (now.backing or "") != step.backing:
+            world.qemu.rebase(
+                step.image,
+                step.backing,
+                step.backing_format,
+                watch=world.watch(step.target, f"pulling into {step.image.name}"),
+            )
+        _require_base(step, step.backing_format)
+        world.files.sync_file(step.image)
+
+
+def relink(step: Relink, world: World) -> None:
+    """Record the other base, and sync. A crash leaves the old name or the new one."""
+    with naming(step.target, step.image):
+        world.qemu.rebase(step.image, step.backing, step.backing_format, unsafe=True)
+        _require_base(step, step.backing_format)
+        world.files.sync_file(step.image)
+
+
+def images(plan: Plan) -> tuple[tuple[str, Path], ...]:
+    """Disk and path of each image that the rewrites of a plan write."""
+    written: list[tuple[str, Path]] = []
+    for step in plan.rewrites:
+        if isinstance(step, MergeDown):
+            written += [(step.target, node.path) for node in step.layers]
+        else:
+            written.append((step.target, step.image))
+    return tuple(written)
+
+
+def mend(plan: Plan, world: World) -> None:
+    """Free what a killed rewrite may have leaked. The images are whole in any case."""
+    for step in plan.rewrites:
+        if isinstance(step, MergeDown):
+            mend_image(step.target, step.layers[0].path, step.layers[0].format, world)
+        else:
+            mend_image(step.target, step.image, Format.QCOW2, world)
+
+
+def mend_image(target: str, path: Path, fmt: Format, world: World) -> None:
+    """Free leaked clusters of one image. Storage that cannot be written has none of ours."""
+    if fmt is not Format.QCOW2 or not path.exists():
+        return
+    if not os.access(path, os.W_OK):
+        return
+    with naming(target, path):
+        world.qemu.repair_leaks(path)
+        world.files.sync_file(path)
+
+
+def _require_base(step: PullImage | Relink, fmt: Format | None) -> None:
+    made = read_image(step.image, Format.QCOW2)
+    if (made.backing or "", made.backing_format) != (step.backing, fmt):
+        raise FailedError(f"{step.image}: qemu-img recorded another base: {made.backing}")
