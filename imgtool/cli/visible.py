@@ -30,7 +30,9 @@ def width(text: str) -> int:
 def _shown(char: str) -> str:
     if char.isprintable() or unicodedata.category(char) in _SAFE:
         return char
-    data = char.encode("utf-8", "surrogateescape" if "\udc80" <= char <= "\udcff" else "replace")
+    data = char.encode(
+        "utf-8", "surrogateescape" if "\udc80" <= char <= "\udcff" else "surrogatepass"
+    )
     return "".join(f"\\x{byte:02x}" for byte in data)
 
 
