@@ -139,12 +139,14 @@ def take_snapshot(
     if options.dry_run:
         head = world.store.head(domain)
         planned = _plan(world, head, request, options)
+        _say(world, planned)
         return _result(head, planned)
     with working_on(world, domain) as room:
         head = world.store.head(domain)
         planned = _plan(world, head, request, options)
         commit = _commit(head, planned)
         run(planned.plan, commit, room, world)
+        _say(world, planned)
         return _result(head, planned)
 
 
@@ -299,6 +301,11 @@ def _overlays(
         else:
             places[target] = survey.place_of(target, path)
     return places, prepared
+
+
+def _say(world: World, planned: SnapshotPlan) -> None:
+    for note in planned.notes:
+        world.say(note)
 
 
 def _commit(head: Head, planned: SnapshotPlan) -> Commit:

@@ -84,14 +84,15 @@ def _move(document: Document, disk: etree._Element, move: Move) -> Iterator[Edit
     if source is None or kind not in _LOCATION:
         raise XmlError(f"{where}: a {kind} disk without a local source", remedy="see domblklist")
     path = document.value(str(move.path))
-    if kind != "file":
-        tag = set_attribute(document.start_tag(disk), "type", b"file")
+    new_kind, attribute = ("block", "dev") if move.block_device else ("file", "file")
+    if kind != new_kind:
+        tag = set_attribute(document.start_tag(disk), "type", new_kind.encode())
         yield _retag(document, disk, tag)
     backing = disk.find("backingStore")
-    if backing is not None and (kind, source.get("file")) != ("file", str(move.path)):
+    if backing is not None and (kind, source.get(attribute)) != (new_kind, str(move.path)):
         yield from _wrap(document, disk, source, backing)
     yield _driver(document, disk, source, move)
-    tag = set_attribute(document.start_tag(source), "file", path, replacing=_LOCATION[kind])
+    tag = set_attribute(document.start_tag(source), attribute, path, replacing=_LOCATION[kind])
     yield _retag(document, source, tag)
 
 
