@@ -99,12 +99,12 @@ def lists(draw: st.DrawFn, names: Sequence[str]) -> tuple[str, ...]:
     return (*(f"--{flag}" for flag in flags), *(("--from", start) if start else ()))
 
 
-def virsh(commands: Iterable[Sequence[str]]) -> list[tuple[str, str]]:
+def virsh(commands: Iterable[Sequence[str]], uri: str = "test:///default") -> list[tuple[str, str]]:
     """What one virsh prints for each of these commands: its text and its error."""
     spoken = [" ".join(f'"{word}"' for word in command) for command in commands]
     script = f"; echo '{MARK}'; ".join([*spoken, ""])
     done = subprocess.run(
-        ["virsh", "-c", "test:///default", script],
+        ["virsh", "-c", uri, script],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -122,12 +122,13 @@ def _split(answer: str) -> tuple[str, str]:
     return text, error.strip() if sign else ""
 
 
-def ours(folder: Path, *argv: str | Path) -> tuple[str, str]:
-    """The same of imgtool, in this process."""
+def ours(store: Path | str, *argv: str | Path) -> tuple[str, str]:
+    """The same of imgtool, in this process, on a folder or a libvirt URI."""
+    uri = f"dir:{store}" if isinstance(store, Path) else store
     binary, err = io.BytesIO(), io.StringIO()
     out = io.TextIOWrapper(binary, encoding="utf-8")
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main(["-c", f"dir:{folder}", *map(str, argv)])
+        code = main(["-c", uri, *map(str, argv)])
     error = err.getvalue().partition("error: ")[2].partition("\nremedy: ")[0]
     assert bool(code) == bool(error), err.getvalue()
     return binary.getvalue().decode(), error
@@ -335,3 +336,38 @@ def test_quiet_is_virsh_s_quiet(command: str, other: Path) -> None:
         check=True,
     )
     assert ours(other, "-q", *command.split())[0] == done.stdout
+
+
+def test_a_domain_of_libvirtd_is_shown_as_virsh_does(libvirtd_uri: str, tmp_path: Path) -> None:
+    """What imgtool recorded, both read from the same libvirtd."""
+    name, uuid = "shown", "6695eb01-f6a4-8304-79aa-97f2502e1977"
+    domain = DOMAIN.replace("type='test'", "type='qemu'").replace("i686", "x86_64")
+    domain = domain.replace(">test<", f">{name}<").replace(TEST_UUID, uuid)
+    file = tmp_path / "file.xml"
+    file.write_text(domain.replace("8388608", "65536"))
+    assert ours(libvirtd_uri, "define", file)[1] == ""
+    domain, _ = ours(libvirtd_uri, "dumpxml", name)
+    for snapshot in (
+        Recorded("a", None, 1, "shutoff", external=True),
+        Recorded("b", "a", 2, "shutoff", external=False),
+        Recorded("C", "a", 3, "shutoff", external=True),
+    ):
+        file.write_text(snapshot.xml.replace(DOMAIN, domain))
+        assert ours(libvirtd_uri, "snapshot-create", name, file, "--redefine")[1] == ""
+    assert ours(libvirtd_uri, "snapshot-current", uuid, "b") == ("Snapshot b set as current\n", "")
+    asked = [
+        f"snapshot-list {name}{options}" for options in ("", " --tree", " --parent --external")
+    ]
+    asked += [f"snapshot-list {uuid} --current --name", f"snapshot-list {name} a --leaves"]
+    asked += [f"snapshot-info {name} a", f"snapshot-parent {name} --current", "list --inactive"]
+    asked += [f"snapshot-current {name} --name", f"domblklist {name} --details"]
+    asked += [f"dumpxml {name} --inactive --xpath //devices/*"]
+    asked += [
+        f"snapshot-dumpxml {uuid} C --xpath /*/disks",
+        f"undefine {uuid} --snapshots-metadata",
+    ]
+    commands = [words.split() for words in asked]
+    said = [ours(libvirtd_uri, *command) for command in commands[:-1]]
+    assert said == virsh(commands[:-1], libvirtd_uri)
+    assert ours(libvirtd_uri, *commands[-1]) == (f"Domain '{name}' has been undefined\n\n", "")
+    assert virsh([["domid", name]], libvirtd_uri)[0][1] == f"failed to get domain '{name}'"
