@@ -53,7 +53,6 @@ def run(plan: Plan, commit: Commit, room: Room, world: World) -> None:
     way it went), or PendingError if it could be neither finished nor undone. A crash inside is
     ended by `conclude`, before or after the pivot.
     """
-    world.qemu.held = room.lock
     with PinnedImages() as pinned, world.interrupt.deferred(world.qemu.cancel):
         pinned.pin(commit.pins)
         _check_space(commit, world)

@@ -222,6 +222,9 @@ class Files:
 
         The name may be removed by its holder (`unlock`), so a lock counts only while the name
         still leads to the locked file. The folder must be there.
+
+        Programs that we start inherit it: should we be killed, nobody else gets the lock while
+        one of them still works on staged files.
         """
         while True:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _OPEN, 0o600)
@@ -232,6 +235,7 @@ class Files:
                 return None
             try:
                 if os.path.samestat(os.fstat(descriptor), path.lstat()):
+                    os.set_inheritable(descriptor, True)
                     return descriptor
             except FileNotFoundError:
                 pass

@@ -36,8 +36,6 @@ class QemuImg:
     """One method per subcommand. Any may raise QemuImgError; a half-made file may remain."""
 
     def __init__(self) -> None:
-        self.held: int | None = None
-        """A descriptor that children inherit: a lock on it outlives us as long as they run."""
         self._running: dict[int, Any] = {}
         self._cancelled = False
 
@@ -72,7 +70,7 @@ class QemuImg:
             _env={name: os.environ[name] for name in _SAFE_ENV if name in os.environ}
             | {"LC_ALL": "C.UTF-8"},
             _ok_code=list(ok),
-            _pass_fds=set() if self.held is None else {self.held},
+            _close_fds=False,  # exec closes ours, but for the lock, see Files.lock
             **told,
         )
         self._running[id(process)] = process
