@@ -110,7 +110,7 @@ def stopwatch(folder: Path) -> Iterator[Stopwatch]:
 def contest(
     name: str, contenders: Sequence[Contender], watch: Stopwatch, *, runs: int, folder: Path
 ) -> Contest:
-    """Run each contender `runs` times (and once before), in turns, so that what disturbs one disturbs all.
+    """Run each contender `runs` times, in turns, so that what disturbs one disturbs all.
 
     `folder` is on the file system that is written to: it is synced before each run, or the first
     fsync of one would pay for what was left unwritten by another. Raises CommandError.
