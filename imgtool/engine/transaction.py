@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum, auto
-from pathlib import Path
 
 from imgtool.engine import redo, rewrite, undo
 from imgtool.engine.journal import Staged, StagedOverlay
@@ -186,7 +185,7 @@ def _create_overlay(step: CreateOverlay, world: World) -> None:
             world.say(f"{step.target}: {step.overlay} could not be given the {missed} of its base")
         world.qemu.create_overlay(
             step.staged,
-            base=Path(step.backing),
+            base=step.backing,  # no Path: it would take ./ off ./a:b
             base_format=step.base_format,
             virtual_size=step.virtual_size,
             features=step.features,

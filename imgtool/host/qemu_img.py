@@ -60,10 +60,11 @@ class QemuImg:
             raise QemuImgError(f"{args[0]}: cancelled")
         told: dict[str, Any] = {"_out": _progress(watch), "_out_bufsize": 0} if watch else {}
         process = command(
-            *(os.fspath(arg) for arg in args),
+            *(os.fsencode(arg).decode("latin-1") for arg in args),
             _bg=True,
             _bg_exc=False,
             _tty_out=False,
+            _encoding="latin-1",  # with the line above: any bytes that a file name may have
             _new_group=True,  # Ctrl-C is for us: we stop our children ourselves
             _return_cmd=True,
             _internal_bufsize=65536,
@@ -114,7 +115,7 @@ class QemuImg:
         self,
         path: Path,
         *,
-        base: Path,
+        base: str,
         base_format: Format,
         virtual_size: int,
         features: Qcow2Features,

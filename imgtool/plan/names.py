@@ -56,6 +56,16 @@ def overlay_path(disk: Disk, snapshot: str, *, regular_file: bool) -> Path:
     return path
 
 
+def check_overlay(target: str, path: Path) -> None:
+    """Raises BadRequestError for a path that the domain XML cannot hold, or not faithfully."""
+    text = os.fspath(path)
+    if any(each < " " or "\ud800" <= each <= "\udfff" or each in "\ufffe\uffff" for each in text):
+        raise BadRequestError(
+            f"{target}: {text!r}: XML cannot hold this name",
+            remedy="choose a name in UTF-8, without control characters",
+        )
+
+
 def backing_name(base: Path, overlay_folder: Path, *, relative: bool) -> str:
     """What an overlay in `overlay_folder` records. Both paths are real, without links.
 

@@ -22,7 +22,7 @@ from imgtool.model.plan import (
     Step,
 )
 from imgtool.model.snapshot import Snapshot, SnapshotDisk, SnapshotRequest
-from imgtool.plan.names import backing_name, check_snapshot_name
+from imgtool.plan.names import backing_name, check_overlay, check_snapshot_name
 from imgtool.plan.select import Choice
 
 MAX_LAYERS = 200  # QEMU and libvirt start no deeper chain
@@ -231,6 +231,7 @@ def _overlay(choice: Choice, facts: Facts, number: int) -> CreateOverlay:
             f"external snapshot file for disk {target} already exists: {place.overlay}",
             remedy="choose another file, or see --reuse-external",
         )
+    check_overlay(target, place.overlay)
     base = chain.active
     # A relative name is looked up from the real folder; an absolute one stays as it was spelled.
     named = base.path if facts.relative else base.spelled
