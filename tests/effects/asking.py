@@ -105,6 +105,14 @@ def externally(
     return now
 
 
+def named(made: MadeDomain, target: str = "vda") -> Disk:
+    """The disk as the domain XML describes it now."""
+    with api.open_world(made.uri) as world:
+        found = world.store.head(made.name).domain.disk(target)
+    assert found is not None
+    return found
+
+
 def info(path: Path, fmt: str = "qcow2") -> dict[str, Any]:
     """What qemu-img itself says of one image."""
     facts = json.loads(qemu_img("info", "--output=json", "-f", fmt, path))
@@ -120,10 +128,13 @@ def chain(path: Path, fmt: str = "qcow2") -> list[str]:
 
 def qemu_img(*arguments: str | Path) -> str:
     done = subprocess.run(
-        ["qemu-img", *map(os.fspath, arguments)], capture_output=True, text=True, check=False
+        ["qemu-img", *(os.fspath(word) for word in arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return str(done.stdout)
 
 
 @contextmanager
