@@ -5,7 +5,8 @@
 - its own output redefined is a fixpoint, of domains and of snapshots;
 - REDEFINE takes a snapshot with internal and external disks mixed (creating one it refuses),
   replaces a record in place, with other disks and modes too, and leaves `current` alone unless
-  told CURRENT; a parent that is not recorded and another domain's UUID are refused;
+  told CURRENT; a parent that is not recorded and another domain's UUID are refused, and so is
+  an internal snapshot that leaves out a disk, unless its `<domain>` has snapshot='no' there;
 - a snapshot deleted METADATA_ONLY makes its parent current if it was, and its children get its
   parent; of one without parent, none is current then;
 - XML is written to NAME.xml.new, synced and renamed, and if that fails, what is in memory is put
@@ -49,6 +50,7 @@ from imgtool.stores.libvirt_files import LibvirtFiles, embedded_root, state_dir_
 from imgtool.xml import safe
 from imgtool.xml.domain import head as head_of
 from imgtool.xml.domain import parse_domain, with_uuid
+from imgtool.xml.redefine import for_libvirt
 
 NOBODY = "imgtool-no-current"  # see LibvirtStore.set_current
 
@@ -136,7 +138,8 @@ class LibvirtStore:
         if root.findtext("name") != name:
             raise XmlError(f"the snapshot to record is not called {name}", remedy="mend <name>")
         with self._failing():
-            self._redefine(self._lookup(domain), xml.decode(), current=current)
+            accepted = for_libvirt(xml, where=f"snapshot {name} of {domain}")
+            self._redefine(self._lookup(domain), accepted.decode(), current=current)
         self._sync(self.head(domain).domain)
 
     def forget(self, domain: str, name: str) -> None:
