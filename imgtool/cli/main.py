@@ -35,6 +35,8 @@ COMMANDS = {
     "snapshot-dumpxml": ("snapshots", "one snapshot's XML"),
     "snapshot-current": ("snapshots", "show or set the current snapshot"),
     "snapshot-parent": ("snapshots", "the parent of a snapshot"),
+    "snapshot-revert": ("branches", "let every disk show what it showed at a snapshot"),
+    "snapshot-delete": ("branches", "delete a snapshot, moving its data as little as possible"),
     "recover": ("recover", "end what a crash has left open"),
 }
 REMEDIES = {

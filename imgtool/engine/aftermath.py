@@ -36,7 +36,15 @@ def _repoint(repoints: tuple[Repoint, ...], txid: str, domain: str, world: World
     for repoint in repoints:
         disk = head.domain.disk(repoint.target)
         if disk is not None and disk.source is not None and _same(disk.source, repoint.was):
-            moves.append(Move(target=repoint.target, path=repoint.path, format=repoint.format))
+            moves.append(
+                Move(
+                    target=repoint.target,
+                    path=repoint.path,
+                    format=repoint.format,
+                    block_device=repoint.block_device,
+                    over=False,
+                )
+            )
     if moves:
         xml = patch.pivot(head.xml, moves=moves, txid=txid, where=domain)
         world.store.pivot(domain, expected=head.digest, xml=xml)

@@ -225,6 +225,9 @@ class Files:
 
         Programs that we start inherit it: should we be killed, nobody else gets the lock while
         one of them still works on staged files.
+
+        Programs that we start inherit it: should we be killed, nobody else gets the lock while
+        one of them still works on staged files.
         """
         while True:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _OPEN, 0o600)

@@ -40,6 +40,16 @@ MAX_BITMAPS = 65535
 MAX_TABLE = 16 * 1024 * 1024  # bytes of snapshot table, or of bitmap directory
 
 
+@dataclass(frozen=True, slots=True)
+class SnapshotEntry:
+    """One entry of the snapshot table, with where its L1 table is. Offset in bytes."""
+
+    snapshot: InternalSnapshot
+    l1_offset: int
+    l1_entries: int
+    virtual_size: int | None  # bytes; None: not recorded, as by very old QEMUs
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
     """The fixed fields, within their limits. Offsets and sizes are bytes in the file."""
@@ -97,7 +107,7 @@ def read(file: ImageFile) -> Image:
             lazy_refcounts=bool(header.compatible & LAZY_REFCOUNTS),
             refcount_bits=1 << header.refcount_order,
         ),
-        snapshots=tuple(_snapshots(file, header)),
+        snapshots=tuple(entry.snapshot for entry in snapshot_entries(file, header)),
         bitmaps=tuple(_bitmaps(file, header, extensions)),
         corrupt=bool(header.incompatible & CORRUPT),
         dirty=bool(header.incompatible & DIRTY),
@@ -203,23 +213,28 @@ def _backing_format(file: ImageFile, extensions: dict[int, tuple[int, int]]) -> 
     return file.text(offset, length, "the backing format") or None
 
 
-def _snapshots(file: ImageFile, header: Header) -> Iterator[InternalSnapshot]:
+def snapshot_entries(file: ImageFile, header: Header) -> Iterator[SnapshotEntry]:
+    """The snapshot table, entry by entry. Raises ChainError."""
     offset, end = header.snapshots_offset, header.snapshots_offset + MAX_TABLE
     for _ in range(header.snapshots):
         entry = SNAPSHOT.unpack(file.read(offset, SNAPSHOT.size, "the snapshot table"))
-        _, _, id_length, tag_length, seconds, _, _, vm_state, extra = entry
+        l1_offset, l1_entries, id_length, tag_length, seconds, _, _, vm_state, extra = entry
         offset += SNAPSHOT.size
         if extra > MAX_SNAPSHOT_EXTRA or offset + extra + id_length + tag_length > end:
             raise file.malformed("the snapshot table is too large")
+        virtual_size = None
         if extra >= 8:
             (vm_state,) = struct.unpack(">Q", file.read(offset, 8, "the snapshot table"))
+        if extra >= 16:
+            (virtual_size,) = struct.unpack(">Q", file.read(offset + 8, 8, "the snapshot table"))
         names = offset + extra
-        yield InternalSnapshot(
+        snapshot = InternalSnapshot(
             id=file.text(names, id_length, "a snapshot's id"),
             tag=file.text(names + id_length, tag_length, "a snapshot's name"),
             created=seconds,
             vm_state_size=vm_state,
         )
+        yield SnapshotEntry(snapshot, l1_offset, l1_entries, virtual_size)
         offset = -(-(names + id_length + tag_length) // 8) * 8
 
 

@@ -9,6 +9,7 @@ ImgtoolError
  |   +- ExistsError        a name, tag or path that is taken
  |   +- UnsupportedError   a disk or image that imgtool will not touch
  |   +- ChainError         a backing chain that cannot be trusted
+ |   +- LossError          data would be lost, and nobody said that it may be
  |   +- XmlError           XML that is malformed, hostile or incomplete
  +- RefusedError       exit 3: somebody else is in the way, nothing has changed
  |   +- DomainActiveError  the domain is not plainly stopped
@@ -74,6 +75,10 @@ class UnsupportedError(BadRequestError):
 
 class ChainError(BadRequestError):
     """A backing chain with a missing, unreadable, unrecorded or looping layer."""
+
+
+class LossError(BadRequestError):
+    """Data would be lost, and nobody said that it may be."""
 
 
 class XmlError(BadRequestError):

@@ -160,6 +160,7 @@ class Repoint:
     was: Path
     path: Path
     format: Format
+    block_device: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,6 +244,7 @@ class Move:
     path: Path
     format: Format
     block_device: bool = False  # libvirt then wants type='block'
+    over: bool = True  # an overlay of the image that the XML names until then
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,17 +30,14 @@ def pivot(xml: bytes, *, moves: Sequence[Move], txid: str, where: str = "domain"
     id that XML cannot hold.
     """
     document = Document(xml, root="domain", where=where)
-    disks = _disks(document)
-    targets = [move.target for move in moves]
     edits = _put_state(document, b' transaction="%s"' % document.value(txid))
-    for move in moves:
-        disk = disks.get(move.target)
-        if disk is None:
-            raise XmlError(f"{where}: no disk named {move.target!r}", remedy="see domblklist")
-        if targets.count(move.target) > 1:
-            raise XmlError(f"{where}: disk {move.target!r} is moved twice", remedy="move it once")
-        edits += _move(document, disk, move)
-    return document.apply(edits)
+    return document.apply([*edits, *_moves(document, moves)])
+
+
+def repoint(xml: bytes, *, moves: Sequence[Move], where: str = "domain") -> bytes:
+    """Point each moved disk to its new image, and change nothing else. Raises as `pivot` does."""
+    document = Document(xml, root="domain", where=where)
+    return document.apply(_moves(document, moves))
 
 
 def stamp_record(domain_xml: bytes, *, txid: str, where: str = "domain") -> bytes:
@@ -77,6 +74,19 @@ def _disks(document: Document) -> dict[str, etree._Element]:
     return found
 
 
+def _moves(document: Document, moves: Sequence[Move]) -> Iterator[Edit]:
+    disks = _disks(document)
+    targets = [move.target for move in moves]
+    for move in moves:
+        disk = disks.get(move.target)
+        what = f"{document.where}: disk {move.target!r}"
+        if disk is None:
+            raise XmlError(f"{what}: there is none of this name", remedy="see domblklist")
+        if targets.count(move.target) > 1:
+            raise XmlError(f"{what} is moved twice", remedy="move it once")
+        yield from _move(document, disk, move)
+
+
 def _move(document: Document, disk: etree._Element, move: Move) -> Iterator[Edit]:
     where = f"{document.where}: {move.target}"
     kind = disk.get("type", "file")
@@ -90,7 +100,11 @@ def _move(document: Document, disk: etree._Element, move: Move) -> Iterator[Edit
         yield _retag(document, disk, tag)
     backing = disk.find("backingStore")
     if backing is not None and (kind, source.get(attribute)) != (new_kind, str(move.path)):
-        yield from _wrap(document, disk, source, backing)
+        if move.over:
+            yield from _wrap(document, disk, source, backing)
+        else:  # libvirt looks for itself what is below
+            span = document.span(backing)
+            yield Edit(span.start - len(document.indent(backing)), span.end, b"")
     yield _driver(document, disk, source, move)
     tag = set_attribute(document.start_tag(source), attribute, path, replacing=_LOCATION[kind])
     yield _retag(document, source, tag)

@@ -1,0 +1,43 @@
+"""Everything that the command line can do, typed, silent: one short function per operation.
+
+`open_world` connects to a store; the other functions take the World it returns. All raise
+ImgtoolError; `error.exit_code` and `error.remedy` say what is true then and what to do.
+"""
+
+from imgtool.api.delete import DeleteOptions, DeleteResult, delete_snapshot
+from imgtool.api.domains import chains, define, set_current_snapshot, snapshots, undefine
+from imgtool.api.recover import pending, recover
+from imgtool.api.revert import RevertOptions, RevertResult, revert_to
+from imgtool.api.snapshot import (
+    DiskResult,
+    SnapshotOptions,
+    SnapshotResult,
+    redefine_snapshot,
+    take_snapshot,
+)
+from imgtool.api.world import default_uri, locate, open_world, working_on
+
+__all__ = [
+    "DeleteOptions",
+    "DeleteResult",
+    "DiskResult",
+    "RevertOptions",
+    "RevertResult",
+    "SnapshotOptions",
+    "SnapshotResult",
+    "chains",
+    "default_uri",
+    "define",
+    "delete_snapshot",
+    "locate",
+    "open_world",
+    "pending",
+    "recover",
+    "redefine_snapshot",
+    "revert_to",
+    "set_current_snapshot",
+    "snapshots",
+    "take_snapshot",
+    "undefine",
+    "working_on",
+]

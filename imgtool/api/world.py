@@ -1,0 +1,77 @@
+"""Connect to a store, and hold the lock of one of its domains."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from imgtool.engine import recovery
+from imgtool.engine.interrupt import Interrupt
+from imgtool.engine.room import Room, entered
+from imgtool.engine.transaction import Direction, conclude
+from imgtool.engine.world import World
+from imgtool.host.files import Files
+from imgtool.stores.open import open_store
+
+
+@contextmanager
+def open_world(
+    connect: str = "",
+    *,
+    state_dir: Path | None = None,
+    jobs: int = 0,
+    files: Files | None = None,
+    interrupt: Interrupt | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Iterator[World]:
+    """Connect to the store `connect` (`dir:PATH` or a libvirt URI; empty: as virsh would).
+
+    `state_dir` overrides where journals are kept; `jobs` bounds how many disks are worked on at
+    once; `say` receives lines for a person.
+    """
+    files = files or Files()
+    store = open_store(connect or default_uri(), files=files)
+    try:
+        yield World(
+            store=store,
+            state_dir=state_dir.absolute() if state_dir else store.state_dir,
+            files=files,
+            jobs=jobs,
+            interrupt=interrupt or Interrupt(),
+            say=say or (lambda _line: None),
+        )
+    finally:
+        store.close()
+
+
+def default_uri() -> str:
+    """$IMGTOOL_CONNECT, else $LIBVIRT_DEFAULT_URI, else virsh's own default."""
+    for variable in ("IMGTOOL_CONNECT", "LIBVIRT_DEFAULT_URI"):
+        if os.environ.get(variable):
+            return os.environ[variable]
+    return "qemu:///system" if os.geteuid() == 0 else "qemu:///session"
+
+
+def locate(domain: str, connect: str) -> tuple[str, str]:
+    """A DOMAIN that is a path to an .xml file means that folder and that domain."""
+    if domain.endswith(".xml") and (os.sep in domain or Path(domain).is_file()):
+        path = Path(domain).absolute()
+        return f"dir:{path.parent}", path.stem
+    return connect, domain
+
+
+@contextmanager
+def working_on(world: World, domain: str) -> Iterator[Room]:
+    """Hold the domain's lock, having ended what an earlier transaction left open."""
+    uuid = world.store.head(domain).domain.uuid
+    with entered(world.state_dir, uuid, world.files) as room:
+        before = recovery.waiting(world, uuid)
+        with world.interrupt.deferred(lambda: None):
+            direction = conclude(room, world)
+        if direction is not None and before is not None:
+            way = "finished" if direction is Direction.FORWARD else "undone"
+            world.say(f"{before.plan.summary} was interrupted; it is {way} now")
+        world.interrupt.check()
+        yield room

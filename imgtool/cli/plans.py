@@ -1,0 +1,84 @@
+"""A plan in words, for --dry-run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from imgtool.model.plan import (
+    Aftermath,
+    ChangeInPlace,
+    CopyImage,
+    CreateOverlay,
+    DropRecord,
+    MergeDown,
+    Move,
+    Plan,
+    PullImage,
+    PutRecord,
+    ReplaceRecord,
+    Step,
+)
+
+
+def plan_facts(plan: Plan) -> list[dict[str, Any]]:
+    """Every step as JSON, in the order in which they happen."""
+    from imgtool.engine.journal import to_json
+
+    late = plan.aftermath
+    steps = (*plan.steps, *plan.records, *late.merges, *late.relinks, *late.repoints)
+    everything = (*steps, *late.records, *late.drops)
+    return [{"kind": type(step).__name__} | to_json(step) for step in everything]
+
+
+def plan_lines(plan: Plan, moves: Iterable[Move]) -> str:
+    """The same for a person, a line a step."""
+    lines = [f"{plan.summary} (nothing is begun):"]
+    lines += [f"  {step.target}: {_step(step)}" for step in plan.steps]
+    lines += [f"  {move.target}: switch to {move.path}" for move in moves]
+    lines += [
+        f"  record snapshot {record.name}"
+        for record in plan.records
+        if isinstance(record, PutRecord)
+    ]
+    lines.append(f"  pivot: redefine {plan.domain}")
+    lines += [f"  then {line}" for line in _aftermath(plan.aftermath)]
+    return "\n".join(lines)
+
+
+def _step(step: Step) -> str:
+    if isinstance(step, CreateOverlay):
+        return (
+            f"create {step.overlay} over {step.backing} "
+            f"({step.base_format}, {step.virtual_size} bytes)"
+        )
+    if isinstance(step, ChangeInPlace):
+        commands = " and ".join(" ".join(command) for command in step.commands)
+        return f"qemu-img {commands} {step.image}, staged in {step.redo.parent}"
+    if isinstance(step, CopyImage):
+        return f"copy snapshot {step.snapshot_id} of {step.base} to {step.overlay}"
+    if isinstance(step, PullImage):
+        base = step.backing or "none"
+        return f"copy into {step.image} what it shows of its base; its base is then {base}"
+    return _merge(step)
+
+
+def _merge(step: MergeDown) -> str:
+    tops = ", ".join(str(node.path) for node in step.layers[1:])
+    return f"merge {tops} into {step.layers[0].path}"
+
+
+def _aftermath(late: Aftermath) -> Iterable[str]:
+    for merge in late.merges:
+        yield f"{merge.target}: {_merge(merge)}"
+    for relink in late.relinks:
+        yield f"{relink.target}: let {relink.image} name {relink.backing} as its base"
+    for repoint in late.repoints:
+        yield f"{repoint.target}: switch to {repoint.path}"
+    for record in late.records:
+        if isinstance(record, ReplaceRecord):
+            yield f"rewrite the record of snapshot {record.name}"
+        elif isinstance(record, DropRecord):
+            yield f"drop the record of snapshot {record.name}"
+    for drop in late.drops:
+        yield f"{drop.target}: remove {drop.path}"
