@@ -13,7 +13,7 @@ import stat
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from imgtool.host.image_file import ImageFile
@@ -27,7 +27,7 @@ _ACL_USER_OBJ, _ACL_OTHER = 0x01, 0x20
 
 
 class Files:
-    """Durable primitives. Each may raise OSError, whose `filename` names the path."""
+    """Durable primitives. Each may raise OSError; those given a path name it in `filename`."""
 
     def write_atomically(self, path: Path, data: bytes, *, temp: Path, mode: int = 0o600) -> None:
         """Replace `path` by `data`: write `temp`, sync, rename, sync both folders.
@@ -36,14 +36,12 @@ class Files:
         leaves the old content or the new one under `path`, and perhaps `temp`.
         """
         descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _OPEN, mode)
-        try:
+        with _closing(descriptor, path):
             os.fchmod(descriptor, mode)
             if path.exists():
                 _take_owner(descriptor, path.stat())
             _write_all(descriptor, data)
             self.sync(descriptor)
-        finally:
-            os.close(descriptor)
         temp.rename(path)
         self.sync_dir(path.parent)
         if temp.parent != path.parent:
@@ -52,11 +50,9 @@ class Files:
     def append(self, path: Path, data: bytes) -> None:
         """Add `data` to `path` (created if missing, 0600) and sync the file, not its folder."""
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _OPEN, 0o600)
-        try:
+        with _closing(descriptor, path):
             _write_all(descriptor, data)
             self.sync(descriptor)
-        finally:
-            os.close(descriptor)
 
     def read(self, path: Path, *, limit: int) -> bytes:
         """The content of a regular file of at most `limit` bytes.
@@ -196,10 +192,8 @@ class Files:
     def copy_file(self, source: Path, target: Path) -> None:
         """Copy a small private file to a new name. Not synced."""
         descriptor = self.create(target)
-        try:
+        with _closing(descriptor, target):
             _write_all(descriptor, source.read_bytes())
-        finally:
-            os.close(descriptor)
 
     def write_at(self, descriptor: int, offset: int, data: bytes) -> None:
         """Write all of `data` at `offset`. Not synced."""
@@ -231,18 +225,20 @@ class Files:
         """
         while True:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _OPEN, 0o600)
+            held = False
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = os.path.samestat(os.fstat(descriptor), path.lstat())
             except BlockingIOError:
-                os.close(descriptor)
                 return None
-            try:
-                if os.path.samestat(os.fstat(descriptor), path.lstat()):
-                    os.set_inheritable(descriptor, True)
-                    return descriptor
             except FileNotFoundError:
-                pass
-            os.close(descriptor)
+                continue
+            finally:
+                if not held:
+                    os.close(descriptor)
+            if held:
+                os.set_inheritable(descriptor, True)
+                return descriptor
 
     def unlock(self, path: Path, descriptor: int) -> None:
         """Remove the lock file and let go."""
@@ -262,10 +258,19 @@ def names_below(folder: Path) -> Iterable[str]:
 
 def _sync(path: Path, flags: int) -> None:
     descriptor = os.open(path, flags | os.O_CLOEXEC)
-    try:
+    with _closing(descriptor, path):
         os.fsync(descriptor)
+
+
+@contextmanager
+def _closing(descriptor: int, path: Path) -> Iterator[None]:
+    """Close it in the end; an OSError from a call that knows no path is given this one."""
+    try:
+        yield
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        if error.filename is None:
+            error.filename = str(path)
+        raise
     finally:
         os.close(descriptor)
 

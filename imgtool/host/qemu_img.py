@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,9 @@ class QemuImg:
                 f"qemu-img {what}: {detail or f'ended with status {error.exit_code}'}",
                 remedy="see qemu-img(1)",
             ) from error
+        except BaseException:
+            _end(process)  # KeyboardInterrupt: nobody will wait for it any more
+            raise
         finally:
             if timer:
                 timer.cancel()
@@ -312,6 +316,15 @@ def _kill(process: Any) -> None:
         process.kill()
     except (ProcessLookupError, OSError):
         return  # it has ended by itself
+
+
+def _end(process: Any) -> None:
+    """Kill it, and wait until it has gone: it must not go on writing behind our back."""
+    import sh
+
+    _kill(process)
+    with suppress(sh.ErrorReturnCode):
+        process.wait()
 
 
 def _report(output: str) -> CheckReport:
