@@ -13,6 +13,7 @@ from imgtool.engine.room import Room, entered
 from imgtool.engine.transaction import Direction, conclude
 from imgtool.engine.world import World
 from imgtool.host.files import Files
+from imgtool.model.errors import QemuImgError
 from imgtool.stores.open import open_store
 
 
@@ -64,14 +65,25 @@ def locate(domain: str, connect: str) -> tuple[str, str]:
 
 @contextmanager
 def working_on(world: World, domain: str) -> Iterator[Room]:
-    """Hold the domain's lock, having ended what an earlier transaction left open."""
+    """Hold the domain's lock, having ended what an earlier transaction left open.
+
+    Inside, signals are noted, and honoured where nothing is left behind by that.
+    """
     uuid = world.store.head(domain).domain.uuid
-    with entered(world.state_dir, uuid, world.files) as room:
+    world.interrupt.outcome = ""
+    with (
+        world.interrupt.deferred(world.qemu.cancel),
+        entered(world.state_dir, uuid, world.files) as room,
+    ):
         before = recovery.waiting(world, uuid)
-        with world.interrupt.deferred(lambda: None):
-            direction = conclude(room, world)
+        direction = conclude(room, world)
         if direction is not None and before is not None:
             way = "finished" if direction is Direction.FORWARD else "undone"
             world.say(f"{before.plan.summary} was interrupted; it is {way} now")
         world.interrupt.check()
-        yield room
+        try:
+            yield room
+        except QemuImgError:
+            world.interrupt.check()  # it was cancelled: that is what has gone wrong
+            raise
+        world.interrupt.outcome = world.interrupt.outcome or "came too late: the work is done"

@@ -8,7 +8,7 @@ from imgtool.engine.journal import Journal
 from imgtool.engine.room import entered, tidy, uuids
 from imgtool.engine.transaction import Direction, conclude, decide
 from imgtool.engine.world import World
-from imgtool.model.errors import ImgtoolError, NotFoundError, PendingError
+from imgtool.model.errors import ImgtoolError, Interrupted, NotFoundError, PendingError
 from imgtool.model.plan import Plan
 
 
@@ -83,6 +83,8 @@ def recover(world: World, only: str | None = None) -> Recovery:
                 pending.append(before)
                 continue
             done = _enter_and_conclude(world, uuid)
+        except Interrupted:
+            raise
         except ImgtoolError as error:
             problems.append(error)
             if before is not None:
@@ -100,10 +102,12 @@ def recover(world: World, only: str | None = None) -> Recovery:
 
 def _enter_and_conclude(world: World, uuid: str) -> Direction | None:
     with (
-        entered(world.state_dir, uuid, world.files) as room,
         world.interrupt.deferred(lambda: None),
+        entered(world.state_dir, uuid, world.files) as room,
     ):
-        return conclude(room, world)
+        direction = conclude(room, world)
+        world.interrupt.outcome = "recovery has stopped early; run it again"
+        return direction
 
 
 def require_nothing_pending(recovery: Recovery) -> None:

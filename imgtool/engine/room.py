@@ -45,7 +45,9 @@ def entered(state_dir: Path, uuid: str, files: Files) -> Iterator[Room]:
     folder = state_dir / uuid
     try:
         descriptor = _acquire(folder, files)
-    except FailedError:
+    except BusyError:
+        raise
+    except BaseException:
         tidy(state_dir, uuid, files)
         raise
     try:
