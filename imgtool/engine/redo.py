@@ -16,12 +16,19 @@ from imgtool.engine.journal import Extent, StagedChange
 from imgtool.host import extents as layers
 from imgtool.host import qcow2
 from imgtool.host.files import Files
+from imgtool.host.image_file import ImageFile
 from imgtool.host.qemu_img import QemuImg, Scratch
-from imgtool.model.errors import FailedError
+from imgtool.model.errors import FailedError, ImageChangedError
+from imgtool.model.image import Identity
 from imgtool.model.plan import ChangeInPlace
 
 ROOM = 1 << 30  # bytes that a staged command may add to an image, besides doubling it
 _BYTE = qcow2.INCOMPATIBLE_OFFSET + 7  # the byte that holds feature bits 0 to 7
+
+
+def template(workspace: Path) -> Path:
+    """The empty scratch layer that each staged change of a plan begins with a copy of."""
+    return workspace / "scratch"
 
 
 def scratch_size(change: ChangeInPlace) -> int:
@@ -38,8 +45,12 @@ class Redo:
     staged: StagedChange
 
     def apply(self, files: Files) -> None:
-        """Overwrite the image, which is blocked, and sync it. Again is the same as once."""
+        """Overwrite the image, which is blocked, and sync it. Again is the same as once.
+
+        Raises ImageChangedError if the file of that name is not ours any more.
+        """
         with opened(files, self.change.image) as image, _reading(self.change.redo) as redo:
+            require_ours(image, self.change)
             for extent in self.extents:
                 if extent.host is None:
                     files.zero_range(image, extent.offset, extent.length)
@@ -100,8 +111,35 @@ def restore(change: ChangeInPlace, staged: StagedChange, files: Files) -> None:
         files.sync(image)
 
 
-def block(image: int, files: Files) -> None:
-    """Set the corrupt bit, durably. A crash leaves it set or not, nothing else."""
+def block(change: ChangeInPlace, files: Files) -> None:
+    """Set the corrupt bit, durably. A crash leaves it set or not, nothing else.
+
+    Raises ImageChangedError, having written nothing, if it is not the image that was staged.
+    """
+    with opened(files, change.image) as image:
+        if _identity(image, change) != change.identity:
+            raise _changed(change)
+        _set_bit(image, files)
+
+
+def require_ours(image: int, change: ChangeInPlace) -> None:
+    """Raises ImageChangedError if this is not the file that this process has blocked."""
+    if _identity(image, change).file != change.identity.file or not qcow2.is_corrupt(image):
+        raise _changed(change)
+
+
+def _identity(image: int, change: ChangeInPlace) -> Identity:
+    return ImageFile.of(image, change.image).inode.identity
+
+
+def _changed(change: ChangeInPlace) -> ImageChangedError:
+    return ImageChangedError(
+        f"{change.image}: was changed or replaced meanwhile",
+        remedy="make sure that nobody uses the disk, then try again",
+    )
+
+
+def _set_bit(image: int, files: Files) -> None:
     files.write_at(image, _BYTE, bytes([_feature_byte(image) | qcow2.CORRUPT]))
     files.sync(image)
 

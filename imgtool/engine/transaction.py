@@ -13,11 +13,17 @@ from imgtool.engine import redo, rewrite, undo
 from imgtool.engine.journal import Staged, StagedOverlay
 from imgtool.engine.redo import Redo
 from imgtool.engine.room import Room
-from imgtool.engine.world import World, naming
+from imgtool.engine.world import World, failed, naming
 from imgtool.host.headers import read_image
 from imgtool.host.locks import PinnedImages, check_unchanged
 from imgtool.model.domain import Head
-from imgtool.model.errors import FailedError, ImgtoolError, Interrupted, NotFoundError, PendingError
+from imgtool.model.errors import (
+    FailedError,
+    ImageChangedError,
+    ImgtoolError,
+    NotFoundError,
+    PendingError,
+)
 from imgtool.model.image import Format
 from imgtool.model.plan import (
     ChangeInPlace,
@@ -59,15 +65,26 @@ def run(plan: Plan, commit: Commit, room: Room, world: World) -> None:
         try:
             _perform(plan, commit, room, world)
         except BaseException as error:
-            if conclude(room, world, pinned=True) is not Direction.FORWARD:
+            if _insist(room, world) is not Direction.FORWARD:
                 world.interrupt.check()
                 raise _plain(error, plan) from error
             if not isinstance(error, Exception):
                 raise  # KeyboardInterrupt of a caller without our signal handlers
         else:
-            conclude(room, world, pinned=True)
-        if world.interrupt.signum is not None:
-            raise Interrupted(world.interrupt.signum, f"came too late: {plan.summary} is done")
+            _insist(room, world)
+        world.interrupt.outcome = f"came too late: {plan.summary} is done"
+        world.interrupt.check()
+
+
+def _insist(room: Room, world: World) -> Direction | None:
+    """Conclude, even if a KeyboardInterrupt comes in the middle: it is raised afterwards."""
+    try:
+        return conclude(room, world, pinned=True)
+    except Exception:
+        raise
+    except BaseException:
+        conclude(room, world, pinned=True)
+        raise
 
 
 def conclude(room: Room, world: World, *, pinned: bool = False) -> Direction | None:
@@ -83,11 +100,11 @@ def conclude(room: Room, world: World, *, pinned: bool = False) -> Direction | N
             return None
         head = _head(pending.plan, world)
         direction = decide(pending.plan, head)
-        world.qemu.resume()
-        with PinnedImages() as images:
+        with PinnedImages() as images, world.interrupt.shielded():
+            world.qemu.resume()
             if not pinned:
                 forward = direction is Direction.FORWARD
-                images.seize(undo.images_to_seize(pending, forward=forward))
+                images.seize(undo.images_to_seize(pending, world, forward=forward))
             if direction is Direction.FORWARD and head is not None:
                 undo.finish(pending, head.domain.name, world)
             else:
@@ -154,11 +171,12 @@ def _perform(plan: Plan, commit: Commit, room: Room, world: World) -> None:
     written = [step.image for step in plan.changes]
     written += [path for _target, path in rewrite.images(plan)]
     check_unchanged(commit.pins, except_for=written)
+    _require_ours(plan, world)
     world.store.pivot(plan.domain, expected=commit.expected, xml=commit.xml)
 
 
 def _stage(plan: Plan, world: World) -> tuple[Redo, ...]:
-    template = plan.workspace / "scratch"
+    template = redo.template(plan.workspace)
     if plan.changes:
         with naming(plan.changes[0].target, plan.workspace):
             world.files.make_dirs(plan.workspace)
@@ -220,8 +238,8 @@ def _sync_made(step: Made, world: World) -> StagedOverlay:
 
 def _publish(plan: Plan, redos: Sequence[Redo], world: World) -> None:
     def block(step: ChangeInPlace) -> None:
-        with naming(step.target, step.image), redo.opened(world.files, step.image) as image:
-            redo.block(image, world.files)
+        with naming(step.target, step.image):
+            redo.block(step, world.files)
 
     def publish(step: Made | Redo) -> None:
         if isinstance(step, Redo):
@@ -237,6 +255,20 @@ def _publish(plan: Plan, redos: Sequence[Redo], world: World) -> None:
     world.each(publish, todo)
 
 
+def _require_ours(plan: Plan, world: World) -> None:
+    """What the new XML will name is what was made, and nobody has put another file there."""
+    for step in plan.made:
+        if not world.files.same(step.staged, step.overlay):
+            raise ImageChangedError(
+                f"{step.target}: {step.overlay} was replaced meanwhile",
+                remedy="make sure that nobody else uses that name, then try again",
+            )
+    for change in plan.changes:
+        with naming(change.target, change.image):
+            with redo.opened(world.files, change.image) as image:
+                redo.require_ours(image, change)
+
+
 def _record(plan: Plan, commit: Commit, world: World) -> None:
     documents = iter(commit.records)
     for step in plan.records:
@@ -249,5 +281,5 @@ def _record(plan: Plan, commit: Commit, world: World) -> None:
 def _plain(error: BaseException, plan: Plan) -> BaseException:
     """What a caller sees: our errors and Ctrl-C as they are, OSError as a sentence."""
     if isinstance(error, OSError):
-        return FailedError(f"{plan.domain}: {error.filename or ''}: {error.strerror or error}")
+        return failed(plan.domain, error, plan.workspace.parent)
     return error

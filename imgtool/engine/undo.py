@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from imgtool.engine import aftermath, redo, rewrite
@@ -11,7 +11,7 @@ from imgtool.engine.journal import Pending, StagedOverlay
 from imgtool.engine.world import World
 from imgtool.host import qcow2
 from imgtool.model.errors import PendingError
-from imgtool.model.plan import ChangeInPlace, Made, PutRecord, RecordStep, SetCurrent
+from imgtool.model.plan import ChangeInPlace, Made, Plan, PutRecord, RecordStep, SetCurrent
 from imgtool.xml.snapshot import parse_snapshot
 
 
@@ -29,22 +29,27 @@ def finish(pending: Pending, domain: str, world: World) -> None:
 
 
 def go_back(pending: Pending, domain: str | None, world: World) -> None:
-    """Before the pivot: everything as it was. `domain` is None if the store lost it meanwhile."""
+    """Before the pivot: everything as it was. `domain` is None if the store lost it meanwhile.
+
+    What gives space back comes first: on a full disk the metadata could not be written else.
+    """
     if domain is not None:
         world.store.settle(domain)
-        for record in reversed(pending.plan.records):
-            _take_back(record, pending.plan.txid, domain, world)
+    _drop_redo(pending.plan, world)
     _unpublish(pending, world)
     changes = blocked_images(pending)
     staged = {} if pending.staged is None else {each.image: each for each in pending.staged.changes}
     for change in changes:
         redo.restore(change, staged[change.image], world.files)
+    _drop_staged(pending.plan.made, world)
+    if domain is not None:
+        for record in reversed(pending.plan.records):
+            _take_back(record, pending.plan.txid, domain, world)
     # Only when all are whole again may QEMU have any. Those that are free already are synced: the
     # process that freed them may have died before that reached the disk.
     for change in pending.plan.changes if staged else ():
         with redo.opened(world.files, change.image) as image:
             redo.unblock(image, world.files)
-    _drop_staged(pending.plan.made, world)
     rewrite.mend(pending.plan, world)
 
 
@@ -59,10 +64,16 @@ def blocked_images(pending: Pending) -> tuple[ChangeInPlace, ...]:
     return tuple(change for change in pending.plan.changes if _is_blocked(change))
 
 
-def images_to_seize(pending: Pending, *, forward: bool) -> tuple[tuple[str, Path], ...]:
+def images_to_seize(
+    pending: Pending, world: World, *, forward: bool
+) -> tuple[tuple[str, Path], ...]:
     """Disk and path of each image that ending the transaction will write or remove."""
     blocked = tuple((change.target, change.image) for change in blocked_images(pending))
-    more = pending.plan.aftermath.images if forward else rewrite.images(pending.plan)
+    if forward:
+        more = pending.plan.aftermath.images
+    else:
+        made = ((step.target, step.overlay) for step in _published(pending.plan, world))
+        more = (*rewrite.images(pending.plan), *made)
     return (*blocked, *((target, path) for target, path in more if path.exists()))
 
 
@@ -111,9 +122,7 @@ def _unpublish(pending: Pending, world: World) -> None:
     facts = (
         {} if pending.staged is None else {each.staged: each for each in pending.staged.overlays}
     )
-    for step in pending.plan.made:
-        if not world.files.same(step.staged, step.overlay):
-            continue
+    for step in _published(pending.plan, world):
         if not _pristine(facts.get(step.staged), step.overlay, world):
             world.say(f"{step.overlay}: was written to meanwhile and is left where it is")
             continue
@@ -121,10 +130,23 @@ def _unpublish(pending: Pending, world: World) -> None:
     _sync_folders(pending.plan.made, world)
 
 
+def _published(plan: Plan, world: World) -> Iterator[Made]:
+    """What is there under its final name, and ours: no other file has the staged name, too."""
+    return (step for step in plan.made if world.files.same(step.staged, step.overlay))
+
+
 def _pristine(fact: StagedOverlay | None, overlay: Path, world: World) -> bool:
     now = world.files.identity(overlay)
     then = None if fact is None else fact.identity
     return then is not None and (now.size, now.mtime_ns) == (then.size, then.mtime_ns)
+
+
+def _drop_redo(plan: Plan, world: World) -> None:
+    """The way back needs the undo files only. Not synced: whatever comes back is dropped again."""
+    if plan.changes:
+        world.files.unlink(redo.template(plan.workspace))
+    for change in plan.changes:
+        world.files.unlink(change.redo)
 
 
 def _drop_staged(overlays: Iterable[Made], world: World) -> None:

@@ -13,7 +13,7 @@ from typing import TypeVar
 from imgtool.engine.interrupt import Interrupt
 from imgtool.host.files import Files
 from imgtool.host.qemu_img import QemuImg
-from imgtool.model.errors import FailedError
+from imgtool.model.errors import FailedError, ImageChangedError, ImgtoolError
 from imgtool.stores.base import DomainStore
 
 T = TypeVar("T")
@@ -27,6 +27,7 @@ REMEDIES = {
     36: "choose a shorter name",  # ENAMETOOLONG
     2: "make sure that the folder is there",  # ENOENT
     5: "look at the storage: the kernel log says more",  # EIO
+    17: "remove or rename it, or give another name",  # EEXIST
 }
 
 
@@ -58,9 +59,12 @@ class World:
         workers = min(len(todo), self.jobs or 2 * (os.cpu_count() or 1))
         if workers <= 1:
             return tuple(work(item) for item in todo)
-        with ThreadPoolExecutor(workers) as pool:
+        pool = ThreadPoolExecutor(workers)
+        try:
             futures = [pool.submit(work, item) for item in todo]
             _watch(futures)
+        finally:
+            _wind_up(pool)
         return tuple(future.result() for future in _errors_first(futures))
 
 
@@ -73,17 +77,30 @@ def naming(target: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = Path(os.fsdecode(error.filename or path))
-        if where.name.startswith(".imgtool-"):
-            where = path  # the name that it would have got
-        raise FailedError(
-            f"{target}: {where}: {error.strerror or error}",
-            remedy=REMEDIES.get(error.errno or 0, ""),
-        ) from error
-    except FailedError as error:
+        raise failed(target, error, path) from error
+    except (FailedError, ImageChangedError) as error:
         if error.message.startswith(f"{target}: "):
             raise
-        raise type(error)(f"{target}: {error.message}", remedy=error.remedy) from error
+        raise type(error)(f"{target}: {error.message}", remedy=_remedy(error)) from error
+
+
+def failed(what: str, error: OSError, path: Path) -> FailedError:
+    """The sentence for an OSError in the work on `what`; `path` is where it names no other."""
+    where = Path(os.fsdecode(error.filename or path))
+    if where.name.startswith(".imgtool-"):
+        where = path  # the name that it would have got
+    return FailedError(
+        f"{what}: {where}: {error.strerror or error}",
+        remedy=REMEDIES.get(error.errno or 0, "look at the storage: the kernel log may say more"),
+    )
+
+
+def _remedy(error: ImgtoolError) -> str:
+    """qemu-img says what went wrong in the words of the C library."""
+    for number, remedy in REMEDIES.items():
+        if error.message.endswith(os.strerror(number)):
+            return remedy
+    return error.remedy
 
 
 def _watch(futures: list[Future[R]]) -> None:
@@ -94,6 +111,20 @@ def _watch(futures: list[Future[R]]) -> None:
         if any(not future.cancelled() and future.exception() for future in done):
             for future in pending:
                 future.cancel()
+
+
+def _wind_up(pool: ThreadPoolExecutor) -> None:
+    """Return only when nobody works any more, whoever presses Ctrl-C meanwhile, or how often."""
+    impatient: BaseException | None = None
+    while True:
+        try:
+            pool.shutdown(cancel_futures=True)
+        except KeyboardInterrupt as error:
+            impatient = error
+        else:
+            break
+    if impatient is not None:
+        raise impatient
 
 
 def _errors_first(futures: list[Future[R]]) -> list[Future[R]]:
