@@ -8,7 +8,8 @@
   told CURRENT; a parent that is not recorded and another domain's UUID are refused, and so is
   an internal snapshot that leaves out a disk, unless its `<domain>` has snapshot='no' there;
 - a snapshot deleted METADATA_ONLY makes its parent current if it was, and its children get its
-  parent; of one without parent, none is current then;
+  parent; of one without parent, none is current then; where its file cannot be removed, libvirt
+  says nothing, and has it again when it is started the next time;
 - XML is written to NAME.xml.new, synced and renamed, and if that fails, what is in memory is put
   back; the folder is never synced, see libvirt_files;
 - opening takes 10 ms, `define` and REDEFINE 1 ms each; but 4 s for each look at QEMU's
@@ -147,11 +148,13 @@ class LibvirtStore:
 
         A power cut between leaves two that claim to be current; calling again mends it.
         """
+        known = self.head(domain).domain
         with self._failing():
             found = self._lookup(domain)
             if name in _names(found):
+                self._require_thawed(known)
                 self._drop(found, name)
-        self._sync(self.head(domain).domain)
+        self._sync(known)
 
     def set_current(self, domain: str, name: str | None) -> None:
         """REDEFINE that snapshot as it is, with CURRENT.
@@ -272,6 +275,15 @@ class LibvirtStore:
     def _drop(self, domain: VirDomain, name: str) -> None:
         flags = self._libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY
         domain.snapshotLookupByName(name).delete(flags)
+
+    def _require_thawed(self, domain: Domain) -> None:
+        if self._files.found(domain.name, domain.uuid):
+            folder = self._files.frozen(domain.name)
+            if folder is not None:
+                raise StoreError(
+                    f"{folder}: nothing can be removed there, so libvirt's record would come back",
+                    remedy="make it writable, for libvirt and for imgtool",
+                )
 
     def _nobody(self, domain: str) -> str:
         xml = self.head(domain).xml.decode()

@@ -76,6 +76,16 @@ class LibvirtFiles:
             return False
         return uuid.encode() in xml
 
+    def frozen(self, name: str) -> Path | None:
+        """The folder of a domain's records if nothing in it can be removed; None if it can.
+
+        libvirt forgets a record whose file it cannot remove, and reads it again when it starts.
+        """
+        folder = None if self._place is None else self._place.snapshots / name
+        if folder is None or not folder.is_dir():
+            return None
+        return None if os.access(folder, os.W_OK | os.X_OK, effective_ids=True) else folder
+
     def sync(self, name: str, *, found: bool) -> None:
         """Idempotent. Raises OSError; but what sync(2) could not write, it does not tell."""
         if self._place is None or not found:
