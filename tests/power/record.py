@@ -35,15 +35,21 @@ def record(
     prepare: Work,
     act: Work,
     neighbour: float | None,
+    disk: Path | None = None,
 ) -> Recording:
     """Do `prepare` on a new file system, unlogged and synced, and then `act`, logged.
+
+    With `disk`, the image of one, that file system is used instead of a new one; it is not changed.
 
     The log ends before anything is unmounted: what was not synced by then is not in it.
     `folder` is empty and will hold images and log; neither mounts nor processes stay.
     `neighbour`: seconds between the syncs of another program on this file system, or None.
     """
     image, base = folder / "disk", folder / "base"
-    make_file_system(fs, image)
+    if disk is None:
+        make_file_system(fs, image)
+    else:
+        copy_image(disk, image)
     with mounted(fs, image, mountpoint):
         prepare(mountpoint)
         # Not left to umount: whoever starts a mount namespace now (libvirt for each VM, a service)
@@ -51,15 +57,15 @@ def record(
         tool("sync", "--file-system", mountpoint)
     copy_image(image, base)
     copy_image(base, image)  # another file, which that other mount will not write to
-    with logged_disk(fs, image, mountpoint, folder) as disk:
-        start = disk.logged()
+    with logged_disk(fs, image, mountpoint, folder) as logged:
+        start = logged.logged()
         with _neighbour(mountpoint, neighbour):
             act(mountpoint)
-            done = disk.logged()
+            done = logged.logged()
         _sync_something_else(mountpoint)
-        end = disk.logged()
+        end = logged.logged()
     image.unlink()
-    return Recording(base, disk.log, read_log(disk.log, end), start, done)
+    return Recording(base, logged.log, read_log(logged.log, end), start, done)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -82,15 +83,73 @@ def run_with_cuts(
     `workdir` is an empty folder. Raises ToolError, and what prepare and act raise. Nothing stays
     mounted, attached or running; the log and images stay in `workdir`.
     """
+    mountpoint, folder = _places(workdir)
+    recording = record(fs, folder, mountpoint, prepare=prepare, act=act, neighbour=neighbour)
+    return _report(fs, mountpoint, recording, check, subsets, seed, check_done)
+
+
+def run_with_two_cuts(
+    fs: FileSystem,
+    workdir: Path,
+    prepare: Work,
+    act: Work,
+    recover: Work,
+    check: Check,
+    firsts: int,
+    subsets: int,
+    seed: int,
+    check_done: Check | None = None,
+) -> tuple[CutReport, ...]:
+    """The same for `recover`, on up to `firsts` of the disks that cuts in `act` have left.
+
+    One report for each of them, with cuts at every flush and up to `subsets` others.
+    """
+    mountpoint, folder = _places(workdir)
+    recording = record(fs, folder, mountpoint, prepare=prepare, act=act, neighbour=None)
+    dice = random.Random(seed)
+    cuts = subset_cuts(recording.entries, recording.start, firsts, fs.sector, dice)
+    left = [workdir / f"disk-{number}" for number in range(len(cuts))]
+    for disk, _ in zip(left, rebuild(recording, cuts, folder / "cut"), strict=True):
+        (folder / "cut").rename(disk)
+
+    reports = []
+    for disk in left:
+        shutil.rmtree(folder)
+        folder.mkdir()
+        second = record(
+            fs, folder, mountpoint, prepare=_nothing, act=recover, neighbour=None, disk=disk
+        )
+        disk.unlink()
+        reports.append(_report(fs, mountpoint, second, check, subsets, seed, check_done))
+    return tuple(reports)
+
+
+def _places(workdir: Path) -> tuple[Path, Path]:
+    """The mount point, and a folder for images and logs."""
     mountpoint, folder = workdir / "mnt", workdir / "disk"
     mountpoint.mkdir()
     folder.mkdir()
-    recording = record(fs, folder, mountpoint, prepare=prepare, act=act, neighbour=neighbour)
+    return mountpoint, folder
+
+
+def _nothing(root: Path) -> None: ...
+
+
+def _report(
+    fs: FileSystem,
+    mountpoint: Path,
+    recording: Recording,
+    check: Check,
+    subsets: int,
+    seed: int,
+    check_done: Check | None,
+) -> CutReport:
+    """Make the cuts and judge them."""
     entries, start, done = recording.entries, recording.start, recording.done
     random_cuts = subset_cuts(entries, start, subsets, fs.sector, random.Random(seed))
     cuts = (*flush_cuts(entries, start, done), *random_cuts)
 
-    image, bad, began = folder / "cut", [], time.monotonic()
+    image, bad, began = recording.base.parent / "cut", [], time.monotonic()
     # held so that the cuts get a loop device of another number than the work had
     with loop_device(recording.base):
         for cut in rebuild(recording, cuts, image):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from imgtool.testing import Outcome
 from tests.crash.dying import Doom
 
-from .conftest import PowerCuts
+from .conftest import PROPERTY, PowerCuts
 from .disk import BTRFS, EXT4, EXT4_BARE, XFS, FileSystem, scratch_folder
+from .replay import run_with_two_cuts
 from .workload import KINDS, Killed, Snapshotting, UnsyncedFiles
 
 pytestmark = pytest.mark.power
@@ -103,6 +106,47 @@ def test_a_second_recovery_is_cut(power: PowerCuts, fs: FileSystem, part: int) -
     for _ in range(4):
         at, again = dice.randint(total // 3, total), dice.randint(1, 40)
         prove_recovery(power, fs, Killed("mixed", at=at, rebooted=False, again=again))
+
+
+@pytest.mark.parametrize(
+    ("fs", "kind", "firsts"),
+    [
+        (EXT4_BARE, "mixed", 6),
+        *(
+            pytest.param(fs, kind, 20, marks=long)
+            for fs in (XFS, EXT4, EXT4_BARE, BTRFS)
+            for kind in KINDS
+        ),
+    ],
+    ids=str,
+)
+def test_the_power_goes_again_in_recovery(
+    fs: FileSystem, kind: str, firsts: int, record_property: Callable[[str, object], None]
+) -> None:
+    """Recovery of what one cut has left is cut as well; the next one still ends in old or new."""
+    work = Snapshotting(kind)
+
+    def recover(root: Path) -> None:
+        work.recover(root)
+        work.promised = work.seems(root)
+
+    with scratch_folder() as folder:
+        reports = run_with_two_cuts(
+            fs,
+            folder,
+            prepare=work.prepare,
+            act=work.act,
+            recover=recover,
+            check=work.check,
+            check_done=work.check_done,
+            firsts=firsts,
+            subsets=5,
+            seed=1,
+        )
+    for report in reports:
+        record_property(PROPERTY, str(report))
+    assert len(reports) == firsts
+    assert [report.explain() for report in reports if report.bad] == []
 
 
 def prove(
