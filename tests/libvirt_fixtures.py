@@ -51,7 +51,7 @@ def embed_uri() -> Iterator[str]:
 
     Another process cannot open it meanwhile: give that a root of its own (`embedded_uri`).
     """
-    with _short_folder() as root, pytest.MonkeyPatch.context() as patch:
+    with short_folder() as root, pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIBVIRT_LOG_OUTPUTS", f"3:file:{root}/libvirt.log")
         yield embedded_uri(root)
 
@@ -66,16 +66,32 @@ def libvirtd_uri() -> Iterator[str]:
 @contextmanager
 def private_libvirtd() -> Iterator[str]:
     """The URI of a real libvirtd for us alone; guests of type='qemu' start in it."""
+    with short_folder() as folder, libvirtd_in(folder) as uri:
+        yield uri
+
+
+@contextmanager
+def libvirtd_in(folder: Path) -> Iterator[str]:
+    """The same, with all that it keeps in a `short_folder`: another can go on there later."""
     _require("libvirtd", "virsh", "unshare", "setpriv", "mount", "qemu-system-x86_64")
-    with _short_folder() as folder:
-        uri = f"qemu+unix:///system?socket={folder}/run/libvirt-sock"
-        daemon = _start(folder)
-        try:
-            _wait(daemon, uri, folder / "log.txt")
-            yield uri
-        finally:
-            _stop(daemon, uri)
-            _unmount(folder)
+    uri = f"qemu+unix:///system?socket={folder}/run/libvirt-sock"
+    daemon = _start(folder)
+    try:
+        _wait(daemon, uri, folder / "log.txt")
+        yield uri
+    finally:
+        _stop(daemon, uri)
+        _unmount(folder)
+
+
+def libvirtd_pid(uri: str) -> int:
+    """The process behind such a URI."""
+    return int((libvirtd_folder(uri) / "pid").read_text())
+
+
+def libvirtd_folder(uri: str) -> Path:
+    """The folder that it has all its own folders in: see MOUNTS."""
+    return Path(uri.partition("socket=")[2]).parent.parent
 
 
 def virsh(uri: str, *args: str | Path, check: bool = True) -> str:
@@ -88,7 +104,7 @@ def virsh(uri: str, *args: str | Path, check: bool = True) -> str:
 
 
 @contextmanager
-def _short_folder() -> Iterator[Path]:
+def short_folder() -> Iterator[Path]:
     """Sockets have at most 107 bytes of path, and pytest's own folders can be long."""
     folder = Path(tempfile.mkdtemp(prefix="imgtool-", dir="/tmp"))
     try:
@@ -106,7 +122,7 @@ def _require(*tools: str) -> None:
 def _start(folder: Path) -> subprocess.Popen[bytes]:
     """libvirtd, behind exec after exec, so that it is the process we started; dies with us."""
     for name, mounted in MOUNTS.items():
-        (folder / name).mkdir()
+        (folder / name).mkdir(exist_ok=True)
         Path(mounted).mkdir(parents=True, exist_ok=True)
     (folder / "etc/qemu.conf").write_text(QEMU_CONF)
     config = folder / "libvirtd.conf"

@@ -1,0 +1,1 @@
+"""End to end: the command line as a process, a real libvirtd, real QEMU guests."""

@@ -1,0 +1,150 @@
+"""libvirt cannot write, or is gone, in the middle of a snapshot."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from imgtool.host.files import Files
+from imgtool.model.errors import StoreError
+from imgtool.stores.libvirt import LibvirtStore
+from imgtool.testing import Outcome, assert_old_or_new, differences, make_three_disks
+from tests.libvirt_fixtures import libvirtd_in, libvirtd_pid, short_folder
+
+from .command import assert_refused
+from .held import held
+from .machine import Machine, defined
+from .moments import EXTERNAL, INTERNAL, MIXED, PIVOTED, RECORDED, half_written
+
+pytestmark = [pytest.mark.libvirtd, pytest.mark.xdist_group("libvirtd")]
+
+Trouble = Callable[[str, str], AbstractContextManager[None]]
+DOMAINS = "/etc/libvirt/qemu"
+SNAPSHOTS = "/var/lib/libvirt/qemu/snapshot"
+
+
+def in_libvirtd(uri: str, *command: str) -> None:
+    """Run a command where libvirtd sees it: among its own mounts."""
+    inside = ["nsenter", "--mount", f"--target={libvirtd_pid(uri)}", "--", *command]
+    subprocess.run(inside, check=True, capture_output=True)
+
+
+@contextmanager
+def read_only(uri: str, folder: str) -> Iterator[None]:
+    """libvirtd can write no file there (EROFS)."""
+    in_libvirtd(uri, "mount", "--bind", folder, folder)
+    in_libvirtd(uri, "mount", "-o", "remount,bind,ro", folder)
+    try:
+        yield
+    finally:
+        in_libvirtd(uri, "umount", folder)
+
+
+@contextmanager
+def read_only_here(folder: Path) -> Iterator[None]:
+    """Nobody can write there, but for files that are open already."""
+    subprocess.run(["mount", "--bind", folder, folder], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@contextmanager
+def full(uri: str, folder: str) -> Iterator[None]:
+    """libvirtd finds no room for a file there (ENOSPC)."""
+    in_libvirtd(uri, "mount", "-t", "tmpfs", "-o", "size=64k", "full", folder)
+    fill = f"cat /dev/zero >{folder}/filler 2>/dev/null || true; mkdir {folder}/vm || true"
+    in_libvirtd(uri, "sh", "-c", fill)
+    try:
+        yield
+    finally:
+        in_libvirtd(uri, "umount", folder)
+
+
+@pytest.mark.parametrize("words", [EXTERNAL, INTERNAL, MIXED], ids=["ext", "int", "mixed"])
+@pytest.mark.parametrize(
+    ("trouble", "folder"),
+    [(read_only, SNAPSHOTS), (full, SNAPSHOTS), (read_only, DOMAINS)],
+    ids=["EROFS-snapshots", "ENOSPC-snapshots", "EROFS-domains"],
+)
+def test_what_libvirt_cannot_write_is_rolled_back(
+    machine: Machine, words: tuple[str, ...], trouble: Trouble, folder: str
+) -> None:
+    before = machine.captured()
+    with trouble(machine.uri, folder):
+        ended = machine.imgtool(*words)
+    assert_refused(ended, 1, "libvirt: ")
+    assert differences(before, machine.captured()) == []
+
+
+@pytest.mark.strace
+def test_what_cannot_be_finished_waits(machine: Machine, tmp_path: Path) -> None:
+    """Past the pivot, the images' folder becomes read-only: they cannot be unblocked."""
+    before = machine.captured()
+    with held(machine.words(*MIXED), PIVOTED, tmp_path / "log") as command:
+        with read_only_here(machine.images):
+            code, stderr = command.go_on()
+            assert code == 4, stderr
+            assert "recover" in stderr
+            assert "Read-only file system" in machine.imgtool("recover").stderr
+            assert "Image is corrupt" in machine.virsh_fails("start", "vm")
+    (ended,) = machine.json("recover")["recovered"]
+    assert ended["direction"] == "forward"
+    now = machine.captured()
+    machine.virsh("snapshot-delete", "vm", "s1", "--metadata")
+    assert [disk.top.guest for disk in now.disks] == [disk.top.guest for disk in before.disks]
+    assert [len(disk.top.tags) for disk in now.disks] == [1, 1, 0]
+
+
+def test_a_record_that_libvirt_could_not_remove_stays(embed_uri: str, tmp_path: Path) -> None:
+    """libvirt would forget it until it is started again; so it is not asked."""
+    store = LibvirtStore(embed_uri, Files())
+    store.define(make_three_disks(tmp_path, "frozen").xml.read_bytes())
+    xml = b"<domainsnapshot><name>s1</name><state>shutoff</state><creationTime>1</creationTime>"
+    xml += b"<memory snapshot='no'/>" + store.head("frozen").xml + b"</domainsnapshot>"
+    store.record("frozen", "s1", xml, current=True)
+    file = Path(embed_uri.partition("root=")[2], "lib/qemu/snapshot/frozen/s1.xml")
+    with read_only_here(file.parent), pytest.raises(StoreError, match="would come back"):
+        store.forget("frozen", "s1")
+    assert (store.current("frozen"), file.exists()) == ("s1", True)
+    store.forget("frozen", "s1")
+    assert (store.current("frozen"), file.exists()) == (None, False)
+    store.undefine("frozen")
+
+
+@pytest.mark.strace
+@pytest.mark.parametrize(
+    ("at", "outcome"),
+    [("half_written", Outcome.OLD), ("recorded", Outcome.OLD), ("pivoted", Outcome.NEW)],
+)
+def test_a_libvirtd_that_dies_in_the_middle(tmp_path: Path, at: str, outcome: Outcome) -> None:
+    place = tmp_path / "machine"
+    place.mkdir()
+    with short_folder() as folder:
+        with libvirtd_in(folder) as uri, defined(uri, place, keep=True) as machine:
+            moments = {
+                "half_written": half_written(machine),
+                "recorded": RECORDED,
+                "pivoted": PIVOTED,
+            }
+            before = machine.captured()
+            with held(machine.words(*MIXED), moments[at], tmp_path / "log") as command:
+                os.kill(libvirtd_pid(uri), signal.SIGKILL)
+                code, stderr = command.go_on()
+            assert code == 4, stderr
+            assert machine.imgtool("recover").returncode == 1
+        with libvirtd_in(folder):
+            (ended,) = machine.json("recover")["recovered"]
+            assert ended["direction"] == ("forward" if outcome is Outcome.NEW else "back")
+            now = machine.captured()
+            if outcome is Outcome.OLD:
+                machine.done(*MIXED)
+            assert assert_old_or_new(before, machine.captured(), now) is outcome
