@@ -11,7 +11,7 @@ from pathlib import Path
 
 from imgtool.engine.world import World, naming
 from imgtool.host.headers import read_image
-from imgtool.model.errors import FailedError
+from imgtool.model.errors import FailedError, QemuImgError
 from imgtool.model.image import Format
 from imgtool.model.plan import MergeDown, Plan, PullImage, Relink, Rewrite
 
@@ -95,8 +95,11 @@ def mend_image(target: str, path: Path, fmt: Format, world: World) -> None:
         return
     if not os.access(path, os.W_OK):
         return
-    with naming(target, path):
+    try:
         world.qemu.repair_leaks(path)
+    except QemuImgError as error:
+        world.say(f"{target}: {path} may have leaked clusters: {error.message}")
+    with naming(target, path):
         world.files.sync_file(path)
 
 

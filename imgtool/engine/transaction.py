@@ -105,6 +105,12 @@ def conclude(room: Room, world: World, *, pinned: bool = False) -> Direction | N
             if not pinned:
                 forward = direction is Direction.FORWARD
                 images.seize(undo.images_to_seize(pending, world, forward=forward))
+                if forward:
+                    drops = pending.plan.aftermath.drops
+                    images.seize(
+                        ((drop.target, drop.path) for drop in drops if drop.path.exists()),
+                        written=False,
+                    )
             if direction is Direction.FORWARD and head is not None:
                 undo.finish(pending, head.domain.name, world)
             else:

@@ -20,6 +20,7 @@ from imgtool.model.errors import FailedError, ImageChangedError, ImageInUseError
 from imgtool.model.image import Identity
 from imgtool.model.plan import Pin
 
+_READ = 100  # "I count on consistent data"
 _HELD = (101, 103)  # "I write", "I resize"
 _UNSHARED = (201, 203)  # "nobody else may write", "... resize"
 _CHANGED = 300  # ours, beyond QEMU's bytes: held for reading by plans that only need the image
@@ -36,6 +37,7 @@ class PinnedImages:
 
     def __init__(self) -> None:
         self._stack = ExitStack()
+        self._pinned: set[tuple[int, int]] = set()
 
     def __enter__(self) -> PinnedImages:
         return self
@@ -57,20 +59,28 @@ class PinnedImages:
         by_file: dict[tuple[int, int], Pin] = {}
         for pin in pins:
             known = by_file.get(pin.identity.file)
-            if known is None or pin.exclusive:
+            if known is None or (pin.exclusive, pin.written) > (known.exclusive, known.written):
                 by_file[pin.identity.file] = pin
         for file in sorted(by_file):
             self._pin(by_file[file])
+            self._pinned.add(file)
 
-    def seize(self, images: Iterable[tuple[str, Path]]) -> None:
-        """Lock images (disk and path) to write them, whatever their identity has become.
+    def seize(self, images: Iterable[tuple[str, Path]], *, written: bool = True) -> None:
+        """Lock images (disk and path) to write or remove them, whatever they have become.
 
-        Each file once; raises ImageInUseError if somebody has one open.
+        Each file once, also over several calls; raises ImageInUseError if somebody has one open.
         """
-        self.pin(
-            Pin(target=target, path=path, identity=Files().identity(path), exclusive=True)
+        found = (
+            Pin(
+                target=target,
+                path=path,
+                identity=Files().identity(path),
+                exclusive=True,
+                written=written,
+            )
             for target, path in images
         )
+        self.pin(pin for pin in found if pin.identity.file not in self._pinned)
 
     def _pin(self, pin: Pin) -> None:
         flags = os.O_RDWR if pin.exclusive else os.O_RDONLY
@@ -87,10 +97,10 @@ class PinnedImages:
         if _identity(descriptor, pin) != pin.identity:
             raise _changed(pin)
         # Who writes an image needs that nobody counts on it to stay as it is, either.
-        others = (*_HELD, *_UNSHARED) if pin.exclusive else _HELD
+        others = (_READ, *_HELD, *_UNSHARED) if pin.exclusive else _HELD
         if any(_conflicts(descriptor, byte) for byte in others):
             raise _in_use(pin)
-        for byte in (*_UNSHARED, *(_HELD if pin.exclusive else ())):
+        for byte in (*_UNSHARED, *(_HELD if pin.exclusive and pin.written else ())):
             _lock(descriptor, fcntl.F_RDLCK, byte, pin)
         _lock(descriptor, fcntl.F_WRLCK if pin.exclusive else fcntl.F_RDLCK, _CHANGED, pin)
         # Tested again: QEMU takes its bytes first and looks at ours afterwards, as we do.

@@ -178,10 +178,9 @@ class Aftermath:
 
     @property
     def images(self) -> tuple[tuple[str, Path], ...]:
-        """Disk and path of each image that will be written or removed."""
+        """Disk and path of each image that will be written."""
         written = [(step.target, node.path) for step in self.merges for node in step.layers]
-        written += [(step.target, step.image) for step in self.relinks]
-        return (*written, *((step.target, step.path) for step in self.drops))
+        return (*written, *((step.target, step.image) for step in self.relinks))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +190,8 @@ class Pin:
     target: str
     path: Path
     identity: Identity
-    exclusive: bool = False  # changed in place by this plan
+    exclusive: bool = False  # nobody else may even read it: it is changed, or removed
+    written: bool = True  # if exclusive: qemu-img writes it, and opens it without locks of its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -87,6 +87,7 @@ class _Draft:
     renamed: dict[str, tuple[Move, ...]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     written: set[Path] = field(default_factory=set)
+    dropped: set[Path] = field(default_factory=set)
     ways: list[tuple[str, Way, Path, int]] = field(default_factory=list)
     space: list[Space] = field(default_factory=list)
 
@@ -169,7 +170,8 @@ def _delete_tag(target: str, held: Held, facts: DeleteFacts, draft: _Draft) -> N
             image=image.path,
             identity=image.identity,
             block_device=image.block_device,
-            commands=tuple(("snapshot", "-d", each) for each in ids),
+            # -d takes a tag, never an id (other than -a); libvirt may have made a tag twice.
+            commands=(("snapshot", "-d", held.snapshot.name),) * len(ids),
             redo=facts.workspace / f"redo-{number}",
             undo=facts.workspace / f"undo-{number}",
         )
@@ -349,7 +351,7 @@ def _drop(target: str, image: Image, draft: _Draft) -> None:
     if image.block_device:
         return
     draft.drops.append(Drop(target=target, path=image.path, inode=image.identity.inode))
-    draft.written.add(image.path)
+    draft.dropped.add(image.path)
 
 
 def _node(image: Image) -> Node:
@@ -358,16 +360,17 @@ def _node(image: Image) -> Node:
 
 def _pins(held: Held, facts: DeleteFacts, draft: _Draft) -> Iterator[Pin]:
     for image in facts.lineage.images().values():
-        if image.path in draft.written:
+        if image.path in draft.written | draft.dropped:
             yield Pin(
                 target=_target_of(image, facts),
                 path=image.path,
                 identity=image.identity,
                 exclusive=True,
+                written=image.path in draft.written,
             )
     for target, chain in facts.lineage.current.items():
         for image in chain.images:
-            if image.path not in draft.written:
+            if image.path not in draft.written | draft.dropped:
                 yield Pin(target=target, path=image.path, identity=image.identity)
 
 

@@ -361,6 +361,7 @@ def _pins(draft: _Draft, drops: Iterable[Drop]) -> Iterator[Pin]:
                 path=image.path,
                 identity=image.identity,
                 exclusive=image.path in dropped | changed,
+                written=image.path in changed,
             )
 
 
