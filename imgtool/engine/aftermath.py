@@ -18,7 +18,8 @@ def bring_about(plan: Plan, domain: str, world: World) -> None:
     crash inside is followed by the whole of it again.
     """
     todo = plan.aftermath
-    world.each(lambda step: rewrite.merge_down(step, world), todo.merges)
+    with world.interrupt.exposed():  # hours of data, perhaps, and `recover` goes on with them
+        world.each(lambda step: rewrite.merge_down(step, world), todo.merges)
     for merge in todo.merges:
         base = merge.layers[0]
         rewrite.mend_image(merge.target, base.path, base.format, world)

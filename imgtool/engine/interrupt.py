@@ -36,6 +36,15 @@ class Interrupt:
             self._shielded -= 1
 
     @contextmanager
+    def exposed(self) -> Iterator[None]:
+        """Inside `shielded`, for long work that may be taken up again later: cancelled after all."""
+        shielded, self._shielded = self._shielded, 0
+        try:
+            yield
+        finally:
+            self._shielded = shielded
+
+    @contextmanager
     def deferred(self, cancel: Callable[[], None]) -> Iterator[None]:
         """While inside, signals are only noted, and `cancel` ends what is waited for.
 
