@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from imgtool.engine.journal import Journal
@@ -106,8 +107,16 @@ def _enter_and_conclude(world: World, uuid: str) -> Direction | None:
         entered(world.state_dir, uuid, world.files) as room,
     ):
         direction = conclude(room, world)
+        if direction is None:
+            _settle(world, uuid)
         world.interrupt.outcome = "recovery has stopped early; run it again"
         return direction
+
+
+def _settle(world: World, uuid: str) -> None:
+    """What has no journal, such as `define`, may have died in an atomic write of the store's."""
+    with suppress(NotFoundError):
+        world.store.settle(world.store.head(uuid).domain.name)
 
 
 def require_nothing_pending(recovery: Recovery) -> None:
