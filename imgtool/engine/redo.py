@@ -7,7 +7,7 @@ to open it read-write. The bit stays set while bytes are overwritten, in either 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from imgtool.model.image import Identity
 from imgtool.model.plan import ChangeInPlace
 
 ROOM = 1 << 30  # bytes that a staged command may add to an image, besides doubling it
+LARGE = 64 << 30  # bytes of a file whose scratch layer is worth 6 MiB before anything is in it
 _BYTE = qcow2.INCOMPATIBLE_OFFSET + 7  # the byte that holds feature bits 0 to 7
 
 
@@ -34,6 +35,14 @@ def template(workspace: Path) -> Path:
 def scratch_size(change: ChangeInPlace) -> int:
     """Virtual size in bytes of a scratch layer over the image: what it is and may become."""
     return 2 * change.identity.size + ROOM
+
+
+def create_template(changes: Sequence[ChangeInPlace], path: Path, qemu: QemuImg) -> None:
+    """Create the scratch layer that fits all of these changes."""
+    size = max(scratch_size(change) for change in changes)
+    # Creating a snapshot frees nothing that would be worth a discard.
+    creating = all(words[:2] == ("snapshot", "-c") for step in changes for words in step.commands)
+    qemu.create_scratch(path, virtual_size=size, sparse=creating and size > 2 * LARGE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

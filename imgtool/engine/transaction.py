@@ -186,8 +186,7 @@ def _stage(plan: Plan, world: World) -> tuple[Redo, ...]:
     if plan.changes:
         with naming(plan.changes[0].target, plan.workspace):
             world.files.make_dirs(plan.workspace)
-            size = max(redo.scratch_size(step) for step in plan.changes)
-            world.qemu.create_scratch(template, virtual_size=size)
+            redo.create_template(plan.changes, template, world.qemu)
 
     def stage(step: Step) -> Redo | None:
         world.interrupt.check()

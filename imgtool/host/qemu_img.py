@@ -134,9 +134,17 @@ class QemuImg:
             "-F", base_format, "-b", base, path, str(virtual_size),
         )  # fmt: skip
 
-    def create_scratch(self, path: Path, *, virtual_size: int) -> None:
-        """Create an empty qcow2 without a backing name, to be given one by `Scratch`."""
-        self.run("create", "-q", "-f", Format.QCOW2, path, str(virtual_size))
+    def create_scratch(self, path: Path, *, virtual_size: int, sparse: bool = False) -> None:
+        """Create an empty qcow2 without a backing name, to be given one by `Scratch`.
+
+        `sparse`: for few changes far from each other, as those of a large image's metadata.
+        Clusters of 2 MiB with subclusters of 64 KiB need one L2 table for 256 GiB, where clusters
+        of 64 KiB need one for 512 MiB: *measured* on 1 TiB, less than half of the CPU time, since
+        a new table costs four writes. But discards of less than a cluster are lost.
+        """
+        wide = "cluster_size=2M,extended_l2=on,lazy_refcounts=on"
+        options = ["-o", wide] if sparse else []
+        self.run("create", "-q", "-f", Format.QCOW2, *options, path, str(virtual_size))
 
     def convert_snapshot(
         self,
@@ -242,6 +250,7 @@ class Scratch:
                 "discard=unmap",
                 "backing=",  # none; only JSON knows null, and JSON has no names that are not UTF-8
                 "file.driver=qcow2",
+                "file.l2-cache-entry-size=65536",  # and not whole tables at once, of 2 MiB
                 "file.discard=unmap",
                 "file.cache.no-flush=on",
                 "cache.no-flush=on",
