@@ -81,12 +81,28 @@ def images(plan: Plan) -> tuple[tuple[str, Path], ...]:
 
 
 def mend(plan: Plan, world: World) -> None:
-    """Free what a killed rewrite may have leaked. The images are whole in any case."""
+    """Free what a killed rewrite may have leaked, and let overlays name their old base again."""
     for step in plan.rewrites:
         if isinstance(step, MergeDown):
             mend_image(step.target, step.layers[0].path, step.layers[0].format, world)
-        else:
+        elif step.image.exists():
             mend_image(step.target, step.image, Format.QCOW2, world)
+            _let_go(step, world)
+
+
+def _let_go(step: PullImage, world: World) -> None:
+    """The old base is still there, and shows through the image just what it showed before."""
+    if (read_image(step.image, Format.QCOW2).backing or "") == step.old_backing:
+        return
+    relink(
+        Relink(
+            target=step.target,
+            image=step.image,
+            backing=step.old_backing,
+            backing_format=step.old_backing_format,
+        ),
+        world,
+    )
 
 
 def mend_image(target: str, path: Path, fmt: Format, world: World) -> None:

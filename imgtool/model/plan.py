@@ -81,13 +81,16 @@ class MergeDown:
 class PullImage:
     """Copy into an overlay what it has from the layers above its new base, then change its base.
 
-    What is seen through the image does not change at any moment: nothing to undo.
+    What is seen through the image does not change at any moment. Undo: record the old base, which
+    shows nothing else; the copied data stay.
     """
 
     target: str
     image: Path
     backing: str  # the name it will record; empty: no base any more
     backing_format: Format | None
+    old_backing: str  # the name it records now
+    old_backing_format: Format
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

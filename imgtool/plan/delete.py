@@ -342,6 +342,8 @@ def _pull(target: str, base: Image, child: Image, facts: DeleteFacts, draft: _Dr
             image=child.path,
             backing=name,
             backing_format=below.format if below else None,
+            old_backing=child.backing or "",
+            old_backing_format=base.format,
         )
     )
     draft.written.add(child.path)
