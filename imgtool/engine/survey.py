@@ -68,7 +68,19 @@ def place_of(target: str, overlay: Path) -> Place:
             f"{target}: {overlay.parent}: no such folder: {reason}",
             remedy="create it, or choose another",
         )
-    return Place(overlay=overlay, folder=folder, taken=os.path.lexists(overlay))
+    return Place(overlay=overlay, folder=folder, taken=_is_taken(target, overlay))
+
+
+def _is_taken(target: str, overlay: Path) -> bool:
+    try:
+        overlay.lstat()
+    except FileNotFoundError:
+        return False
+    except OSError as error:  # such as a name that is too long
+        raise BadRequestError(
+            f"{target}: {overlay}: {error.strerror}", remedy="choose another file"
+        ) from error
+    return True
 
 
 def prepared(target: str, overlay: Path, world: World) -> Prepared:

@@ -18,6 +18,7 @@ from imgtool.host.headers import read_image
 from imgtool.host.locks import PinnedImages, check_unchanged
 from imgtool.model.domain import Head
 from imgtool.model.errors import (
+    DomainChangedError,
     FailedError,
     ImageChangedError,
     ImgtoolError,
@@ -285,6 +286,11 @@ def _record(plan: Plan, commit: Commit, world: World) -> None:
 
 def _plain(error: BaseException, plan: Plan) -> BaseException:
     """What a caller sees: our errors and Ctrl-C as they are, OSError as a sentence."""
+    if isinstance(error, NotFoundError):
+        return DomainChangedError(
+            f"{plan.domain}: was undefined meanwhile: {error.message}",
+            remedy="nothing needs to be done, if that was meant",
+        )
     if isinstance(error, OSError):
         return failed(plan.domain, error, plan.workspace.parent)
     return error
