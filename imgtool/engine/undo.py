@@ -45,6 +45,8 @@ def go_back(pending: Pending, domain: str | None, world: World) -> None:
     if domain is not None:
         for record in reversed(pending.plan.records):
             _take_back(record, pending.plan.txid, domain, world)
+    else:
+        _take_back_lost(pending.plan, world)
     # Only when all are whole again may QEMU have any. Those that are free already are synced: the
     # process that freed them may have died before that reached the disk.
     for change in pending.plan.changes if staged else ():
@@ -108,6 +110,15 @@ def _take_back(record: RecordStep, txid: str, domain: str, world: World) -> None
         snapshot = parse_snapshot(document, where=record.name)
         if snapshot.name == record.name and snapshot.transaction == txid:
             _restore_record(record, domain, world)
+
+
+def _take_back_lost(plan: Plan, world: World) -> None:
+    """Of a domain that somebody removed meanwhile, new records only: no other can be read."""
+    marks = [step.previous for step in plan.records if isinstance(step, SetCurrent)]
+    for record in plan.records:
+        if isinstance(record, PutRecord) and record.previous is None:
+            current = marks[0] if marks else None
+            world.store.forget_lost(plan.uuid, record.name, current=current)
 
 
 def _restore_record(record: PutRecord, domain: str, world: World) -> None:

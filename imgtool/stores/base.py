@@ -73,6 +73,14 @@ class DomainStore(Protocol):
         """
         ...
 
+    def forget_lost(self, uuid: str, name: str, *, current: str | None) -> None:
+        """Drop the metadata of a snapshot of a domain that is not defined any more, durably.
+
+        `current` is the snapshot that was the current one before. Idempotent. A store that drops
+        metadata together with the domain has nothing to do.
+        """
+        ...
+
     def forget(self, domain: str, name: str) -> None:
         """Drop a snapshot's metadata, durably; nothing happens if it is not there.
 

@@ -121,6 +121,25 @@ class DirectoryStore:
         if current:
             self.set_current(domain, name)
 
+    def forget_lost(self, uuid: str, name: str, *, current: str | None) -> None:
+        """Whoever removed NAME.xml by hand may put it back: the rest is as it was then."""
+        require_file_name(name, "snapshot")
+        home = self.state_dir / uuid
+        folder, mark = home / "snapshots", home / "current"
+        with _failing(home):
+            for path in (folder / (name + SUFFIX), home / "new"):
+                self._files.unlink(path)
+            marked = os.path.lexists(mark) and self._files.read(mark, limit=NAME_MAX + 1)
+            if marked == name.encode() + b"\n":
+                if current is None:
+                    self._files.unlink(mark)
+                else:
+                    self._write(mark, current.encode() + b"\n", uuid)
+            for each in (folder, home):
+                if each.is_dir():
+                    self._files.sync_dir(each)
+        self._tidy(uuid)
+
     def forget(self, domain: str, name: str) -> None:
         """Moves `current` first, then drops the record: calling again finishes."""
         head = self.head(domain)

@@ -143,6 +143,9 @@ class LibvirtStore:
             self._redefine(self._lookup(domain), accepted.decode(), current=current)
         self._sync(self.head(domain).domain)
 
+    def forget_lost(self, uuid: str, name: str, *, current: str | None) -> None:
+        """libvirt undefines no domain without its snapshots."""
+
     def forget(self, domain: str, name: str) -> None:
         """The parent's record is rewritten as current, then this one removed.
 
