@@ -18,9 +18,12 @@ def bring_about(plan: Plan, domain: str, world: World) -> None:
     crash inside is followed by the whole of it again.
     """
     todo = plan.aftermath
+    # An image is dropped only after all of this: where it is gone, its merge was complete.
+    gone = {drop.path for drop in todo.drops if not os.path.lexists(drop.path)}
+    merges = [step for step in todo.merges if step.layers[-1].path not in gone]
     with world.interrupt.exposed():  # hours of data, perhaps, and `recover` goes on with them
-        world.each(lambda step: rewrite.merge_down(step, world), todo.merges)
-    for merge in todo.merges:
+        world.each(lambda step: rewrite.merge_down(step, world), merges)
+    for merge in merges:
         base = merge.layers[0]
         rewrite.mend_image(merge.target, base.path, base.format, world)
     world.each(lambda step: rewrite.relink(step, world), todo.relinks)

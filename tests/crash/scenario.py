@@ -60,8 +60,8 @@ class Scenario:
         """As the next process would."""
         with self.world() as world:
             recovery = api.recover(world)
+        assert not recovery.problems, recovery.problems
         assert not recovery.pending
-        assert not recovery.problems
 
     @contextmanager
     def world(self, files: Files | None = None, qemu: QemuImg | None = None) -> Iterator[World]:

@@ -26,7 +26,7 @@ def test_old_or_new_after_every_effect(
     for at in range(1, total + 1):
         scenario.fresh()
         doom = Doom(fate=fate, at=at)
-        ended = _end(scenario, doom)
+        ended = end_in(scenario, doom)
         outcome = scenario.outcome()
         struck = f"call {at} of {total}: {doom.trace[at - 1]}; {ended!r}"
         if ended is None:
@@ -46,7 +46,7 @@ def _calls(scenario: Scenario) -> int:
     return doom.calls
 
 
-def _end(scenario: Scenario, doom: Doom) -> BaseException | None:
+def end_in(scenario: Scenario, doom: Doom) -> BaseException | None:
     """Run into the doom, then recover; returns what the first process ended with."""
     ended: BaseException | None = None
     opened = _descriptors()

@@ -1,0 +1,70 @@
+"""Every effect of a revert or a deletion fails or is the last one: old or new afterwards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from imgtool.model.errors import ImgtoolError, PendingError
+from imgtool.testing import Outcome
+
+from .branches import JOBS, Branching, make_branching
+from .conftest import CrashPoints
+from .dying import Doom, DyingFiles, DyingQemu, Fate
+from .test_every_step import end_in
+
+SOME = 14  # effects of each job and fate in a quick run
+
+
+@pytest.mark.parametrize("fate", [Fate.DIE, Fate.FAIL_BEFORE], ids=lambda fate: fate.name.lower())
+@pytest.mark.parametrize("job", JOBS)
+def test_old_or_new_after_some_effects(
+    job: str, fate: Fate, place: Path, crash_points: CrashPoints
+) -> None:
+    scenario = make_branching(job, place)
+    total = _calls(scenario)
+    step = max(1, total // SOME)
+    points = range(1 + len(job) % step, total + 1, step)
+    _strike(scenario, fate, points)
+    crash_points(f"{job}, {fate.name.lower()}", len(points))
+
+
+@pytest.mark.parametrize("fate", Fate, ids=lambda fate: fate.name.lower())
+@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_old_or_new_after_every_effect(
+    job: str, fate: Fate, place: Path, crash_points: CrashPoints
+) -> None:
+    scenario = make_branching(job, place)
+    total = _calls(scenario)
+    seen = _strike(scenario, fate, range(1, total + 1))
+    assert all(seen.values()), "a matrix that never gets to both sides proves nothing"
+    crash_points(f"every step, {job}, {fate.name.lower()}", total)
+
+
+def _calls(scenario: Branching) -> int:
+    doom = Doom()
+    with scenario.world(DyingFiles(doom), DyingQemu(doom)) as world:
+        scenario.take(world)
+    return doom.calls
+
+
+def _strike(scenario: Branching, fate: Fate, points: range) -> dict[Outcome, int]:
+    seen: dict[Outcome, int] = dict.fromkeys(Outcome, 0)
+    for at in points:
+        scenario.fresh()
+        doom = Doom(fate=fate, at=at)
+        ended = end_in(scenario, doom)
+        struck = f"call {at}: {doom.trace[at - 1]}; {ended!r}"
+        try:
+            outcome = scenario.outcome()
+        except AssertionError as error:
+            raise AssertionError(struck) from error
+        if ended is None:
+            assert outcome is Outcome.NEW, struck
+        elif isinstance(ended, ImgtoolError) and not isinstance(ended, PendingError):
+            assert outcome is Outcome.OLD, struck
+        seen[outcome] += 1
+    return seen
