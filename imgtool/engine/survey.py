@@ -29,13 +29,13 @@ def chain_of(disk: Disk, world: World) -> Chain:
     Raises ChainError: a layer that is missing, loops, is unreadable, or whose format is recorded
     nowhere; UnsupportedError: encrypted, an external data file, a format imgtool does not know.
     """
-    if disk.type == "volume":
-        disk = replace(disk, source=world.store.volume(disk.pool, disk.volume))
-    if disk.source is None or disk.format is None:
-        raise UnsupportedError(
-            f"{disk.target}: no local image of a known format", remedy="see imgtool domblklist"
-        )
     with _about(disk.target):
+        if disk.type == "volume":
+            disk = replace(disk, source=world.store.volume(disk.pool, disk.volume))
+        if disk.source is None or disk.format is None:
+            raise UnsupportedError(
+                "no local image of a known format", remedy="see imgtool domblklist"
+            )
         return Chain(tuple(_layers(disk.source, disk.format, world))[::-1])
 
 

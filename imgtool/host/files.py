@@ -139,8 +139,11 @@ class Files:
         """Whether both names exist and are one file; symbolic links are not followed."""
         try:
             return os.path.samestat(one.lstat(), other.lstat())
-        except FileNotFoundError:
-            return False
+        except OSError as error:
+            # A name that the file system cannot have is the name of nothing.
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+                return False
+            raise
 
     def identity(self, path: Path) -> Identity:
         """Which file `path` is now (links followed), its size in bytes and its mtime."""
