@@ -26,11 +26,12 @@ def open_world(
     files: Files | None = None,
     interrupt: Interrupt | None = None,
     say: Callable[[str], None] | None = None,
+    progress: Callable[[str, str, float, int], None] | None = None,
 ) -> Iterator[World]:
     """Connect to the store `connect` (`dir:PATH` or a libvirt URI; empty: as virsh would).
 
     `state_dir` overrides where journals are kept; `jobs` bounds how many disks are worked on at
-    once; `say` receives lines for a person.
+    once; `say` receives lines for a person, `progress` what `World.progress` is told.
     """
     files = files or Files()
     store = open_store(connect or default_uri(), files=files)
@@ -41,6 +42,7 @@ def open_world(
             files=files,
             jobs=jobs,
             interrupt=interrupt or Interrupt(),
+            progress=progress,
             say=say or (lambda _line: None),
         )
     finally:

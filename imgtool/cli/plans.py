@@ -11,12 +11,14 @@ from imgtool.model.plan import (
     CopyImage,
     CreateOverlay,
     DropRecord,
+    MergeBitmaps,
     MergeDown,
     Move,
     Plan,
     PullImage,
     PutRecord,
     ReplaceRecord,
+    ResizeRaw,
     Step,
 )
 
@@ -26,7 +28,7 @@ def plan_facts(plan: Plan) -> list[dict[str, Any]]:
     from imgtool.engine.journal import to_json
 
     late = plan.aftermath
-    steps = (*plan.steps, *plan.records, *late.merges, *late.relinks, *late.repoints)
+    steps = (*plan.steps, *plan.records, *late.merges, *late.relinks, *late.repoints, *late.cuts)
     everything = (*steps, *late.records, *late.drops)
     return [{"kind": type(step).__name__} | to_json(step) for step in everything]
 
@@ -54,13 +56,23 @@ def _step(step: Step) -> str:
         )
     if isinstance(step, ChangeInPlace):
         commands = " and ".join(" ".join(command) for command in step.commands)
-        return f"qemu-img {commands} {step.image}, staged in {step.redo.parent}"
+        return f"qemu-img {commands} on {step.image}, staged in {step.redo.parent}"
     if isinstance(step, CopyImage):
         return f"copy snapshot {step.snapshot_id} of {step.base} to {step.overlay}"
     if isinstance(step, PullImage):
         base = step.backing or "none"
         return f"copy into {step.image} what it shows of its base; its base is then {base}"
+    if isinstance(step, ResizeRaw):
+        return _resize(step)
+    if isinstance(step, MergeBitmaps):
+        names = ", ".join(step.names)
+        return f"add bitmaps of {step.source.path} to those of {step.base.path}: {names}"
     return _merge(step)
+
+
+def _resize(step: ResizeRaw) -> str:
+    word = "grow" if step.new_size > step.old_size else "cut"
+    return f"{word} {step.image} from {step.old_size} to {step.new_size} bytes"
 
 
 def _merge(step: MergeDown) -> str:
@@ -75,6 +87,8 @@ def _aftermath(late: Aftermath) -> Iterable[str]:
         yield f"{relink.target}: let {relink.image} name {relink.backing} as its base"
     for repoint in late.repoints:
         yield f"{repoint.target}: switch to {repoint.path}"
+    for cut in late.cuts:
+        yield f"{cut.target}: {_resize(cut)}"
     for record in late.records:
         if isinstance(record, ReplaceRecord):
             yield f"rewrite the record of snapshot {record.name}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from imgtool.engine import rewrite
+from imgtool.engine import raw, rewrite
 from imgtool.engine.world import World, naming
 from imgtool.model.errors import PendingError
 from imgtool.model.plan import Drop, DropRecord, LateRecord, Move, Plan, ReplaceRecord, Repoint
@@ -28,6 +28,8 @@ def bring_about(plan: Plan, domain: str, world: World) -> None:
         rewrite.mend_image(merge.target, base.path, base.format, world)
     world.each(lambda step: rewrite.relink(step, world), todo.relinks)
     _repoint(todo.repoints, plan.txid, domain, world)
+    for cut in todo.cuts:
+        raw.resize(cut, world)
     for record in todo.records:
         _change(record, domain, world)
     _drop(todo.drops, world)

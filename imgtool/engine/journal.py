@@ -25,11 +25,13 @@ from imgtool.model.plan import (
     CopyImage,
     CreateOverlay,
     DropRecord,
+    MergeBitmaps,
     MergeDown,
     Plan,
     PullImage,
     PutRecord,
     ReplaceRecord,
+    ResizeRaw,
     SetCurrent,
 )
 
@@ -141,7 +143,7 @@ def decode(blob: bytes) -> Iterator[dict[str, Any]]:
         yield json.loads(body)
 
 
-_STEPS = (CreateOverlay, CopyImage, ChangeInPlace, MergeDown, PullImage)
+_STEPS = (CreateOverlay, CopyImage, ChangeInPlace, MergeDown, MergeBitmaps, PullImage, ResizeRaw)
 _RECORDS = (PutRecord, SetCurrent, ReplaceRecord, DropRecord)
 _TAGGED = {kind.__name__: kind for kind in (*_STEPS, *_RECORDS)}
 

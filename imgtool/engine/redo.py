@@ -79,7 +79,12 @@ def stage(change: ChangeInPlace, template: Path, files: Files, qemu: QemuImg) ->
     is damaged or the outcome would not fit on its block device.
     """
     files.copy_file(template, change.redo)
-    scratch = Scratch(redo=change.redo, image=change.image, block_device=change.block_device)
+    scratch = Scratch(
+        redo=change.redo,
+        image=change.image,
+        block_device=change.block_device,
+        below=change.below,
+    )
     for command in change.commands:
         qemu.change(command, scratch)
     report = qemu.check_scratch(scratch)

@@ -9,11 +9,20 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from imgtool.engine import raw
 from imgtool.engine.world import World, naming
-from imgtool.host.headers import read_image
+from imgtool.host.headers import read_image, read_inode
 from imgtool.model.errors import FailedError, QemuImgError
 from imgtool.model.image import Format
-from imgtool.model.plan import MergeDown, Plan, PullImage, Relink, Rewrite
+from imgtool.model.plan import (
+    MergeBitmaps,
+    MergeDown,
+    Plan,
+    PullImage,
+    Relink,
+    ResizeRaw,
+    Rewrite,
+)
 
 
 def perform(plan: Plan, world: World) -> None:
@@ -27,6 +36,10 @@ def perform(plan: Plan, world: World) -> None:
             world.interrupt.check()
             if isinstance(step, MergeDown):
                 merge_down(step, world)
+            elif isinstance(step, MergeBitmaps):
+                merge_bitmaps(step, world)
+            elif isinstance(step, ResizeRaw):
+                raw.resize(step, world)
             else:
                 pull(step, world)
 
@@ -37,10 +50,27 @@ def merge_down(step: MergeDown, world: World) -> None:
     """Commit into the base, and sync it. A crash leaves part of the data there: run it again."""
     base = step.layers[0]
     with naming(step.target, base.path):
+        size = sum(read_inode(node.path).allocation for node in step.layers[1:])
         world.qemu.merge_down(
-            step.layers, watch=world.watch(step.target, f"merging into {base.path.name}")
+            step.layers, watch=world.watch(step.target, f"merging into {base.path.name}", size)
         )
         world.files.sync_file(base.path)
+
+
+def merge_bitmaps(step: MergeBitmaps, world: World) -> None:
+    """Carry bitmaps down into the base, and sync it. Again is the same as once.
+
+    One that cannot be carried is told, and is no reason to stop: backups are then full ones.
+    """
+    with naming(step.target, step.base.path):
+        known = read_image(step.base.path, Format.QCOW2).bitmaps
+        for name in step.names:
+            try:
+                world.qemu.merge_bitmap(step.base, name, step.source, add=name not in known)
+            except QemuImgError as error:
+                world.interrupt.check()
+                world.say(f"{step.target}: bitmap {name} of {step.source.path}: {error.message}")
+        world.files.sync_file(step.base.path)
 
 
 def pull(step: PullImage, world: World) -> None:
@@ -75,17 +105,24 @@ def images(plan: Plan) -> tuple[tuple[str, Path], ...]:
     for step in plan.rewrites:
         if isinstance(step, MergeDown):
             written += [(step.target, node.path) for node in step.layers]
+        elif isinstance(step, MergeBitmaps):
+            written += [(step.target, step.base.path), (step.target, step.source.path)]
         else:
             written.append((step.target, step.image))
     return tuple(written)
 
 
 def mend(plan: Plan, world: World) -> None:
-    """Free what a killed rewrite may have leaked, and let overlays name their old base again."""
+    """Free what a killed rewrite may have leaked, cut off what it has added.
+
+    Overlays name their old base again. All images are whole in any case.
+    """
     for step in plan.rewrites:
         if isinstance(step, MergeDown):
             mend_image(step.target, step.layers[0].path, step.layers[0].format, world)
-        elif step.image.exists():
+        elif isinstance(step, ResizeRaw):
+            raw.take_back(step, world)
+        elif isinstance(step, PullImage) and step.image.exists():
             mend_image(step.target, step.image, Format.QCOW2, world)
             _let_go(step, world)
 

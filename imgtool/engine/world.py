@@ -41,14 +41,14 @@ class World:
     qemu: QemuImg = field(default_factory=QemuImg)
     interrupt: Interrupt = field(default_factory=Interrupt)
     jobs: int = 0  # disks worked on at once; 0: by the number of processors
-    progress: Callable[[str, str, float], None] | None = None
-    """Told the disk, what is done to it, and the share that is done, 0.0 to 1.0."""
+    progress: Callable[[str, str, float, int], None] | None = None
+    """Told the disk, what is done to it, the share that is done, 0.0 to 1.0, and all in bytes."""
     say: Callable[[str], None] = lambda _line: None  # what a person should know, a line each
 
-    def watch(self, target: str, what: str) -> Callable[[float], None] | None:
-        """Who to tell how far a long step on a disk is."""
+    def watch(self, target: str, what: str, size: int = 0) -> Callable[[float], None] | None:
+        """Who to tell how far a long step on a disk is; `size` in bytes, 0 if it is not known."""
         progress = self.progress
-        return None if progress is None else lambda share: progress(target, what, share)
+        return None if progress is None else lambda share: progress(target, what, share, size)
 
     def each(self, work: Callable[[T], R], items: Iterable[T]) -> tuple[R, ...]:
         """Do `work` on every item, several at a time; results in order.

@@ -210,6 +210,16 @@ class Files:
         if os.fstat(descriptor).st_size != size:
             os.ftruncate(descriptor, size)
 
+    def has_data(self, descriptor: int, offset: int) -> bool:
+        """Whether anything from `offset` on was ever written; where nobody can tell, it was."""
+        try:
+            os.lseek(descriptor, offset, os.SEEK_DATA)
+        except OSError as error:
+            return error.errno != errno.ENXIO
+        finally:
+            os.lseek(descriptor, 0, os.SEEK_SET)
+        return True
+
     def sync(self, descriptor: int) -> None:
         """Make what was written through `descriptor` survive a power cut."""
         os.fsync(descriptor)

@@ -198,10 +198,29 @@ class QemuImg:
         options = _chain_options([node])
         self.run("check", "-q", "-r", "leaks", "--image-opts", options, timeout=None, ok=(0, 3))
 
+    def merge_bitmap(self, base: Node, name: str, source: Node, *, add: bool) -> None:
+        """Add what the bitmap of `source` has marked to that of `base`, which `add` makes first.
+
+        imgtool holds the locks of both. A kill may leave the bitmap of the base inconsistent,
+        which QEMU sees, and never uses.
+        """
+        options = _chain_options([base])
+        if add:
+            self.run("bitmap", "--add", "--image-opts", options, name)
+        self.run(
+            "bitmap", "--merge", name, "-b", source.path, "-F", source.format,
+            "--image-opts", options, name, timeout=None,
+        )  # fmt: skip
+
     def change(self, command: Sequence[str], scratch: Scratch) -> None:
-        """Run a subcommand that writes an image, on a scratch layer over it."""
+        """Run a subcommand that writes an image, on a scratch layer over it.
+
+        Words after a `--` follow the image.
+        """
+        at = command.index("--") if "--" in command else len(command)
+        words, operands = command[:at], command[at + 1 :]
         # Whole passes over the metadata of large images: no time limit.
-        self.run(*command, "--image-opts", scratch.options(), timeout=None)
+        self.run(*words, "--image-opts", scratch.options(), *operands, timeout=None)
 
     def check_scratch(self, scratch: Scratch) -> CheckReport:
         """Check the image as it reads through a scratch layer."""
@@ -234,21 +253,24 @@ class Scratch:
 
     The scratch layer is never needed after a crash, so its flushes are left out. The backing file
     is not opened: a relative name would be looked up from the folder of the scratch layer, and
-    internal snapshots do not need its data. A command that does has to be told where it is.
+    internal snapshots do not need its data. For a command that does, `below` says where it is.
     """
 
     redo: Path  # the scratch qcow2; has no backing name of its own
     image: Path  # the qcow2 below, opened read-only
     block_device: bool
+    below: tuple[Node, ...] = ()  # base first; what is below the first is opened by its name
 
     def options(self) -> str:
         """For --image-opts; a comma in a value is doubled."""
         driver = "host_device" if self.block_device else "file"
+        # No base: "" is one; only JSON knows null, and JSON has no names that are not UTF-8.
+        below = _chain_options(self.below, "backing.") if self.below else "backing="
         return ",".join(
             (
                 "driver=qcow2",
                 "discard=unmap",
-                "backing=",  # none; only JSON knows null, and JSON has no names that are not UTF-8
+                below,
                 "file.driver=qcow2",
                 "file.l2-cache-entry-size=65536",  # and not whole tables at once, of 2 MiB
                 "file.discard=unmap",
@@ -274,14 +296,14 @@ def _creation(features: Qcow2Features) -> str:
     return options
 
 
-def _chain_options(layers: Sequence[Node]) -> str:
+def _chain_options(layers: Sequence[Node], under: str = "") -> str:
     """For --image-opts: the last layer over those before it, without locks of their own.
 
     What is below the first is opened by the name that it records.
     """
     options = []
     for depth, node in enumerate(reversed(layers)):
-        prefix = "backing." * depth
+        prefix = under + "backing." * depth
         driver = "host_device" if node.block_device else "file"
         options += [
             f"{prefix}driver={node.format}",

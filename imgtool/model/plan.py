@@ -27,10 +27,20 @@ class CreateOverlay:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One image of a chain that qemu-img will write, read below another, or commit from."""
+
+    path: Path
+    format: Format
+    block_device: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChangeInPlace:
     """Run qemu-img commands on a qcow2 image that exists. Undo: write the old bytes back.
 
-    Each of `commands` is a qemu-img subcommand with its arguments, without the image.
+    Each of `commands` is a qemu-img subcommand with its arguments, without the image; words after
+    a `--` follow the image.
     """
 
     target: str
@@ -40,6 +50,7 @@ class ChangeInPlace:
     commands: tuple[tuple[str, ...], ...]
     redo: Path  # scratch image in the workspace
     undo: Path  # the bytes that the redo overwrites, in the workspace
+    below: tuple[Node, ...] = ()  # its base, where a command has to know what that shows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,15 +68,6 @@ class CopyImage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
-    """One image of a chain that qemu-img will write, or commit from."""
-
-    path: Path
-    format: Format
-    block_device: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class MergeDown:
     """Commit the data of all layers above `layers[0]` into it (block commit).
 
@@ -75,6 +77,34 @@ class MergeDown:
 
     target: str
     layers: tuple[Node, ...]  # base first; at least two
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeBitmaps:
+    """Add what bitmaps of a merged layer have marked to those of the same names in the base.
+
+    The guest sees none of it, and twice is once: nothing to undo.
+    """
+
+    target: str
+    base: Node
+    source: Node
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResizeRaw:
+    """Set the length of a raw image, in bytes.
+
+    A step of a plan only grows, and its undo cuts off what it has added, unless that was written
+    to since. Cutting off what was there before has no undo: it belongs to the aftermath.
+    """
+
+    target: str
+    image: Path
+    inode: int
+    old_size: int
+    new_size: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,8 +146,8 @@ class Drop:
 
 
 Made = CreateOverlay | CopyImage
-Rewrite = MergeDown | PullImage
-Step = CreateOverlay | CopyImage | ChangeInPlace | MergeDown | PullImage
+Rewrite = MergeDown | PullImage | MergeBitmaps | ResizeRaw
+Step = CreateOverlay | CopyImage | ChangeInPlace | Rewrite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +206,7 @@ class Aftermath:
     merges: tuple[MergeDown, ...] = ()
     relinks: tuple[Relink, ...] = ()
     repoints: tuple[Repoint, ...] = ()
+    cuts: tuple[ResizeRaw, ...] = ()
     records: tuple[LateRecord, ...] = ()
     drops: tuple[Drop, ...] = ()
 
@@ -183,7 +214,8 @@ class Aftermath:
     def images(self) -> tuple[tuple[str, Path], ...]:
         """Disk and path of each image that will be written."""
         written = [(step.target, node.path) for step in self.merges for node in step.layers]
-        return (*written, *((step.target, step.image) for step in self.relinks))
+        written += [(step.target, step.image) for step in self.relinks]
+        return (*written, *((step.target, step.image) for step in self.cuts))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,8 +259,8 @@ class Plan:
 
     @property
     def rewrites(self) -> tuple[Rewrite, ...]:
-        """Steps that move data into images that exist, without changing what they show."""
-        return tuple(step for step in self.steps if isinstance(step, MergeDown | PullImage))
+        """Steps that write images that exist, without changing what a guest finds in them."""
+        return tuple(step for step in self.steps if isinstance(step, Rewrite))
 
     @property
     def overlays(self) -> tuple[CreateOverlay, ...]:

@@ -25,7 +25,8 @@ _LOCATION = {  # attributes that say where a source is, by the disk's type
 def pivot(xml: bytes, *, moves: Sequence[Move], txid: str, where: str = "domain") -> bytes:
     """Point each moved disk to its new image, and write `txid` into our metadata element.
 
-    A disk that names its new image already gains nothing: pivoting twice is pivoting once.
+    A disk that names its new image already gains nothing: pivoting twice is pivoting once. What it
+    says of the layers below goes, unless the new image is over the old one.
     Raises XmlError: a disk that is not there, has no local source or is moved twice; a path or
     id that XML cannot hold.
     """
@@ -99,12 +100,11 @@ def _move(document: Document, disk: etree._Element, move: Move) -> Iterator[Edit
         tag = set_attribute(document.start_tag(disk), "type", new_kind.encode())
         yield _retag(document, disk, tag)
     backing = disk.find("backingStore")
-    if backing is not None and (kind, source.get(attribute)) != (new_kind, str(move.path)):
-        if move.over:
-            yield from _wrap(document, disk, source, backing)
-        else:  # libvirt looks for itself what is below
-            span = document.span(backing)
-            yield Edit(span.start - len(document.indent(backing)), span.end, b"")
+    if backing is not None and not move.over:  # libvirt looks for itself what is below
+        span = document.span(backing)
+        yield Edit(span.start - len(document.indent(backing)), span.end, b"")
+    elif backing is not None and (kind, source.get(attribute)) != (new_kind, str(move.path)):
+        yield from _wrap(document, disk, source, backing)
     yield _driver(document, disk, source, move)
     tag = set_attribute(document.start_tag(source), attribute, path, replacing=_LOCATION[kind])
     yield _retag(document, source, tag)
