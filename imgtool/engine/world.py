@@ -57,12 +57,17 @@ class World:
         """
         todo = tuple(items)
         workers = min(len(todo), self.jobs or 2 * (os.cpu_count() or 1))
-        if workers <= 1:
-            return tuple(work(item) for item in todo)
+        if not todo:
+            return ()
+        # Even one at a time: a KeyboardInterrupt comes to the main thread, never to these, and so
+        # never while a child is being started that nobody would know of.
         pool = ThreadPoolExecutor(workers)
         try:
             futures = [pool.submit(work, item) for item in todo]
             _watch(futures)
+        except BaseException:
+            self.qemu.cancel()  # `conclude` lets it resume
+            raise
         finally:
             _wind_up(pool)
         return tuple(future.result() for future in _errors_first(futures))
