@@ -99,7 +99,7 @@ def conclude(room: Room, world: World, *, pinned: bool = False) -> Direction | N
         if pending is None:
             _forget_journal(room)
             return None
-        head = _head(pending.plan, world)
+        head = _head(pending.plan, world, crashed=not pinned)
         direction = decide(pending.plan, head)
         with PinnedImages() as images, world.interrupt.shielded():
             world.qemu.resume()
@@ -133,14 +133,18 @@ def _forget_journal(room: Room) -> None:
         room.journal.remove()
 
 
-def _head(plan: Plan, world: World) -> Head | None:
+def _head(plan: Plan, world: World, *, crashed: bool) -> Head | None:
     if plan.store != world.store.uri:
         raise PendingError(
             f"a transaction of {plan.store} is pending: {plan.summary}",
             remedy=f"run `imgtool -c {plan.store} recover {plan.domain}`",
         )
     try:
-        return world.store.head(plan.uuid)
+        head = world.store.head(plan.uuid)
+        if crashed and decide(plan, head) is Direction.BACK:
+            world.store.quiesce(head.domain.name)
+            head = world.store.head(plan.uuid)
+        return head
     except NotFoundError:
         return None
 

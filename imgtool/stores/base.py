@@ -57,6 +57,13 @@ class DomainStore(Protocol):
         """
         ...
 
+    def quiesce(self, domain: str) -> None:
+        """Wait for what a process that has died may have asked for, if it can still be done.
+
+        Before it returns, `head` may show the old XML although the new one is on its way.
+        """
+        ...
+
     def snapshots(self, domain: str) -> tuple[bytes, ...]:
         """The `<domainsnapshot>` of each recorded snapshot, in no particular order."""
         ...

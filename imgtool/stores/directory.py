@@ -88,6 +88,9 @@ class DirectoryStore:
                     ) from error
             raise
 
+    def quiesce(self, domain: str) -> None:
+        """Nothing to wait for: what has died does nothing any more."""
+
     def settle(self, domain: str) -> None:
         """Idempotent; a crash inside leaves some of it to do again."""
         head = self.head(domain)

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import cast
@@ -107,6 +107,19 @@ class LibvirtStore:
                 f"domain {domain} has its new XML, but a power cut may take it back: {error}",
                 remedy="mend the disk, then run: imgtool recover",
             ) from error
+
+    def quiesce(self, domain: str) -> None:
+        """libvirtd goes on defining a domain when the client that asked for it is gone.
+
+        That takes seconds where it looks at QEMU's capabilities, one look at a time; so libvirt
+        is asked for something that needs them as well and changes nothing. Whether it can do
+        that is all the same.
+        """
+        if self._embedded:
+            return  # it died with the process
+        xml = self.head(domain).xml.decode()
+        with suppress(self._libvirt.libvirtError):
+            self._connection.domainXMLToNative("qemu-argv", xml)
 
     def settle(self, domain: str) -> None:
         """Idempotent. What libvirt's own writes left (NAME.xml.new) is libvirt's."""
