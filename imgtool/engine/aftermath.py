@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from imgtool.engine import raw, rewrite
 from imgtool.engine.world import World, naming
 from imgtool.model.errors import PendingError
-from imgtool.model.plan import Drop, DropRecord, LateRecord, Move, Plan, ReplaceRecord, Repoint
+from imgtool.model.plan import (
+    Aftermath,
+    Drop,
+    DropRecord,
+    LateRecord,
+    Move,
+    Plan,
+    ReplaceRecord,
+    Repoint,
+)
 from imgtool.xml import patch
 
 
@@ -18,9 +28,8 @@ def bring_about(plan: Plan, domain: str, world: World) -> None:
     crash inside is followed by the whole of it again.
     """
     todo = plan.aftermath
-    # An image is dropped only after all of this: where it is gone, its merge was complete.
-    gone = {drop.path for drop in todo.drops if not os.path.lexists(drop.path)}
-    merges = [step for step in todo.merges if step.layers[-1].path not in gone]
+    merged = _merged(todo, domain, world)
+    merges = [step for step in todo.merges if step.layers[-1].path not in merged]
     with world.interrupt.exposed():  # hours of data, perhaps, and `recover` goes on with them
         world.each(lambda step: rewrite.merge_down(step, world), merges)
     for merge in merges:
@@ -33,6 +42,21 @@ def bring_about(plan: Plan, domain: str, world: World) -> None:
     for record in todo.records:
         _change(record, domain, world)
     _drop(todo.drops, world)
+
+
+def _merged(todo: Aftermath, domain: str, world: World) -> set[Path]:
+    """Tops whose merge is known to be complete, so that it must not be run again.
+
+    A domain that names the base already may have run since: merging again would put the old data
+    of the top over what its guest has written. And a top that is gone was dropped after its merge.
+    """
+    disks = world.store.head(domain).domain
+    done = {drop.path for drop in todo.drops if not os.path.lexists(drop.path)}
+    for repoint in todo.repoints:
+        disk = disks.disk(repoint.target)
+        if disk is not None and disk.source is not None and _same(disk.source, repoint.path):
+            done.add(Path(os.path.realpath(repoint.was)))
+    return done
 
 
 def _repoint(repoints: tuple[Repoint, ...], txid: str, domain: str, world: World) -> None:

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from imgtool import api
 from imgtool.model.errors import ImgtoolError, PendingError
-from imgtool.testing import Outcome
+from imgtool.testing import KIB, Outcome, read_pattern
 
-from .branches import JOBS, Branching, make_branching
+from .branches import JOBS, Branching, make_branching, write
 from .conftest import CrashPoints
-from .dying import Doom, DyingFiles, DyingQemu, Fate
-from .test_every_step import end_in
+from .dying import DeadError, Doom, DyingFiles, DyingQemu, Fate
+from .test_every_step import end_in, run_into
 
 SOME = 14  # effects of each job and fate in a quick run
 
@@ -42,6 +43,24 @@ def test_old_or_new_after_every_effect(
     seen = _strike(scenario, fate, range(1, total + 1))
     assert all(seen.values()), "a matrix that never gets to both sides proves nothing"
     crash_points(f"every step, {job}, {fate.name.lower()}", total)
+
+
+def test_what_a_guest_writes_before_recovery_stays(place: Path) -> None:
+    """Killed with the domain on the merged base already: merging again would lose its writes."""
+    scenario = make_branching("delete-last", place)
+    doom = Doom()
+    with scenario.world(DyingFiles(doom), DyingQemu(doom)) as world:
+        scenario.take(world)
+    dropped = [at for at, call in enumerate(doom.trace, 1) if call.startswith("unlink(")]
+    at = next(at for at in dropped if "vm-vda.last" in doom.trace[at - 1])
+    scenario.fresh()
+    assert isinstance(run_into(scenario, Doom(fate=Fate.DIE, at=at)), DeadError)
+    with scenario.world() as world:
+        write(world, 0x77)
+        assert not api.recover(world).problems
+        for chain in api.chains(world, "vm").values():
+            active = chain.active
+            assert set(read_pattern(active.path, active.format, 64 * KIB, 4 * KIB)) == {0x77}
 
 
 def _calls(scenario: Branching) -> int:

@@ -48,6 +48,16 @@ def _calls(scenario: Scenario) -> int:
 
 def end_in(scenario: Scenario, doom: Doom) -> BaseException | None:
     """Run into the doom, then recover; returns what the first process ended with."""
+    ended = run_into(scenario, doom)
+    assert not isinstance(ended, OSError), f"not a sentence: {ended!r} at {doom.trace[-1]}"
+    tidying = doom.trace[doom.at - 1].startswith(("lock(", "unlock(", "remove_empty("))
+    if isinstance(ended, PendingError | DeadError) or tidying:
+        scenario.recover()
+    return ended
+
+
+def run_into(scenario: Scenario, doom: Doom) -> BaseException | None:
+    """Run into the doom, as a process of its own would; returns what that ended with."""
     ended: BaseException | None = None
     opened = _descriptors()
     try:
@@ -57,10 +67,6 @@ def end_in(scenario: Scenario, doom: Doom) -> BaseException | None:
         ended = error
     for left in _descriptors() - opened:  # the end of a process closes them, and drops its locks
         os.close(left)
-    assert not isinstance(ended, OSError), f"not a sentence: {ended!r} at {doom.trace[-1]}"
-    tidying = doom.trace[doom.at - 1].startswith(("lock(", "unlock(", "remove_empty("))
-    if isinstance(ended, PendingError | DeadError) or tidying:
-        scenario.recover()
     return ended
 
 
