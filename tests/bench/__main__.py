@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import shutil
@@ -80,12 +81,13 @@ def _hosts(parent: Path) -> Iterator[Hosts]:
 
 
 def _table(contest: Contest) -> str:
-    lines = [f"\n{contest.name:22}     ms  x virsh  x qemu-img  peak MiB  runs"]
+    lines = [f"\n{contest.name:22}     ms   CPU ms  x virsh  x qemu-img  peak MiB  runs"]
     for row in contest.rows:
         ratios = (contest.ratio(row.name, peer) for peer in (VIRSH, QEMU_IMG))
         virsh, qemu_img = ("-" if ratio is None else f"{ratio:.2f}" for ratio in ratios)
         lines.append(
-            f"  {row.name:18} {1000 * row.seconds:8.0f} {virsh:>8} {qemu_img:>11}"
+            f"  {row.name:18} {1000 * row.seconds:8.0f} {1000 * row.cpu:8.0f}"
+            f" {virsh:>8} {qemu_img:>11}"
             f" {row.peak / MIB:9.0f} {len(row.samples):5}"
         )
     return "\n".join(lines)
@@ -100,7 +102,7 @@ def _facts(held: Mapping[str, Contest], found: tuple[Verdict, ...]) -> dict[str,
     return {
         "contests": {
             name: {
-                row.name: [{"seconds": s.seconds, "peak": s.peak} for s in row.samples]
+                row.name: [dataclasses.asdict(sample) for sample in row.samples]
                 for row in contest.rows
             }
             for name, contest in held.items()

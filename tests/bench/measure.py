@@ -24,6 +24,7 @@ class Sample:
     """One run of a command, from fork to its end."""
 
     seconds: float
+    cpu: float  # seconds; what a daemon did for it is not in here
     peak: int  # bytes; the largest resident set of the command or of one of its children
 
 
@@ -48,6 +49,11 @@ class Row:
     def seconds(self) -> float:
         """The median: what others do on the machine disturbs some runs, not this."""
         return statistics.median(sample.seconds for sample in self.samples)
+
+    @property
+    def cpu(self) -> float:
+        """The median, in seconds."""
+        return statistics.median(sample.cpu for sample in self.samples)
 
     @property
     def peak(self) -> int:
@@ -89,7 +95,7 @@ class Stopwatch:
         answer = json.loads(stdout.readline())
         if answer["code"] != 0:
             raise CommandError(f"{' '.join(words)}: exit {answer['code']}: {answer['said']}")
-        return Sample(answer["seconds"], answer["peak"])
+        return Sample(answer["seconds"], answer["cpu"], answer["peak"])
 
 
 @contextmanager

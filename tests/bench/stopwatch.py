@@ -39,6 +39,7 @@ def _run(argv: list[str]) -> dict[str, object]:
         said.seek(0)
         return {
             "seconds": seconds,
+            "cpu": usage.ru_utime + usage.ru_stime,
             "peak": usage.ru_maxrss * 1024,
             "code": os.waitstatus_to_exitcode(status),
             "said": said.read().decode(errors="replace"),
