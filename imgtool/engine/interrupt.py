@@ -37,7 +37,7 @@ class Interrupt:
 
     @contextmanager
     def exposed(self) -> Iterator[None]:
-        """Inside `shielded`, for long work that may be taken up again later: cancelled after all."""
+        """Inside `shielded`, for long work that can be taken up again: cancelled after all."""
         shielded, self._shielded = self._shielded, 0
         try:
             yield

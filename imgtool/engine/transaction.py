@@ -207,10 +207,14 @@ def _stage(plan: Plan, world: World) -> tuple[Redo, ...]:
     return tuple(each for each in world.each(stage, plan.steps) if each is not None)
 
 
+def _create_like(step: Made, world: World) -> None:
+    for missed in world.files.create_like(step.staged, step.base):
+        world.say(f"{step.target}: {step.overlay} could not be given the {missed} of its base")
+
+
 def _create_overlay(step: CreateOverlay, world: World) -> None:
     with naming(step.target, step.overlay):
-        for missed in world.files.create_like(step.staged, step.base):
-            world.say(f"{step.target}: {step.overlay} could not be given the {missed} of its base")
+        _create_like(step, world)
         world.qemu.create_overlay(
             step.staged,
             base=step.backing,  # no Path: it would take ./ off ./a:b
@@ -226,7 +230,7 @@ def _create_overlay(step: CreateOverlay, world: World) -> None:
 
 def _copy_image(step: CopyImage, world: World) -> None:
     with naming(step.target, step.overlay):
-        world.files.create_like(step.staged, step.base)
+        _create_like(step, world)
         world.qemu.convert_snapshot(
             step.base,
             step.base_format,

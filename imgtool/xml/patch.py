@@ -80,11 +80,11 @@ def _moves(document: Document, moves: Sequence[Move]) -> Iterator[Edit]:
     targets = [move.target for move in moves]
     for move in moves:
         disk = disks.get(move.target)
-        what = f"{document.where}: disk {move.target!r}"
+        where = document.where
         if disk is None:
-            raise XmlError(f"{what}: there is none of this name", remedy="see domblklist")
+            raise XmlError(f"{where}: no disk named {move.target!r}", remedy="see domblklist")
         if targets.count(move.target) > 1:
-            raise XmlError(f"{what} is moved twice", remedy="move it once")
+            raise XmlError(f"{where}: disk {move.target!r} is moved twice", remedy="move it once")
         yield from _move(document, disk, move)
 
 
