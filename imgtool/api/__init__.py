@@ -4,6 +4,7 @@
 ImgtoolError; `error.exit_code` and `error.remedy` say what is true then and what to do.
 """
 
+from imgtool.api.check import Checkup, RepairOptions, RepairResult, check, repair
 from imgtool.api.delete import DeleteOptions, DeleteResult, delete_snapshot
 from imgtool.api.domains import chains, define, set_current_snapshot, snapshots, undefine
 from imgtool.api.recover import pending, recover
@@ -15,17 +16,23 @@ from imgtool.api.snapshot import (
     redefine_snapshot,
     take_snapshot,
 )
+from imgtool.api.sweep import Swept, sweep
 from imgtool.api.world import default_uri, locate, open_world, working_on
 
 __all__ = [
+    "Checkup",
     "DeleteOptions",
     "DeleteResult",
     "DiskResult",
+    "RepairOptions",
+    "RepairResult",
     "RevertOptions",
     "RevertResult",
     "SnapshotOptions",
     "SnapshotResult",
+    "Swept",
     "chains",
+    "check",
     "default_uri",
     "define",
     "delete_snapshot",
@@ -34,9 +41,11 @@ __all__ = [
     "pending",
     "recover",
     "redefine_snapshot",
+    "repair",
     "revert_to",
     "set_current_snapshot",
     "snapshots",
+    "sweep",
     "take_snapshot",
     "undefine",
     "working_on",

@@ -37,6 +37,8 @@ COMMANDS = {
     "snapshot-parent": ("snapshots", "the parent of a snapshot"),
     "snapshot-revert": ("branches", "let every disk show what it showed at a snapshot"),
     "snapshot-delete": ("branches", "delete a snapshot, moving its data as little as possible"),
+    "check": ("check", "compare XML, snapshots and images; say what mends them, or mend them"),
+    "gc": ("check", "remove what crashes have left beside the images"),
     "recover": ("recover", "end what a crash has left open"),
 }
 REMEDIES = {

@@ -234,6 +234,13 @@ class QemuImg:
         output = self.run("check", "--output=json", "-f", fmt, path, timeout=None, ok=(0, 2, 3))
         return _report(output)
 
+    def check_alone(self, path: Path, fmt: Format, *, block_device: bool) -> CheckReport:
+        """Check one image whatever has become of its base, which is not opened."""
+        driver = "host_device" if block_device else "file"
+        options = f"driver={fmt},backing=,file.driver={driver},file.filename={_escape(path)}"
+        words = ("check", "--output=json", "--image-opts", options)
+        return _report(self.run(*words, timeout=None, ok=(0, 2, 3)))
+
     def has_own_data(self, path: Path, *, block_device: bool) -> bool:
         """Whether a qcow2 holds any cluster itself, rather than showing its base: not opened."""
         driver = "host_device" if block_device else "file"

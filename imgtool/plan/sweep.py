@@ -1,0 +1,69 @@
+"""Which leftovers may go. In doubt, none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from imgtool.model.image import Identity
+from imgtool.plan.finding import Examined, Stray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rubbish:
+    """A file that nothing needs, or (`reason`) one that stays all the same."""
+
+    path: Path
+    inode: int
+    target: str
+    size: int  # bytes on disk
+    identity: Identity | None = None  # of an overlay; a staged file may be anything
+    reason: str = ""
+
+
+def rubbish_of(seen: Examined, *, force: bool) -> tuple[Rubbish, ...]:
+    """Staged files of ours without a transaction, and strays; overlays before their bases.
+
+    `force`: strays that hold data, too. Where a domain or a snapshot of the store cannot be read,
+    nobody knows what it names, and everything stays.
+    """
+    doubt = f"{', '.join(seen.doubts)} cannot be read, and may need it" if seen.doubts else ""
+    found = [
+        Rubbish(path=each.path, inode=each.inode, target="staged", size=0, reason=doubt)
+        for each in seen.leftovers
+    ]
+    staying: set[Path] = set()
+    for stray in _overlays_first(seen.strays):
+        needed = [path for path in stray.overlays if path in staying]
+        reason = doubt
+        if not reason and needed:
+            reason = f"{needed[0]} builds on it"
+        elif not reason and stray.has_data and not force:
+            reason = "it has data of its own (--force removes it)"
+        if reason:
+            staying.add(stray.image.path)
+        found.append(
+            Rubbish(
+                path=stray.image.path,
+                inode=stray.image.identity.inode,
+                target=stray.target,
+                size=stray.image.allocation,
+                identity=stray.image.identity,
+                reason=reason,
+            )
+        )
+    return tuple(found)
+
+
+def _overlays_first(strays: Iterable[Stray]) -> Iterator[Stray]:
+    left = {stray.image.path: stray for stray in strays}
+    while left:
+        ready = [
+            stray
+            for stray in left.values()
+            if not any(overlay in left for overlay in stray.overlays)
+        ]
+        for stray in ready or list(left.values()):  # a circle cannot be: they were read downwards
+            del left[stray.image.path]
+            yield stray
