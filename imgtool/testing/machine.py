@@ -1,0 +1,274 @@
+"""A hypothesis state machine: random operations against real images, and a model of each.
+
+    class TestMine(SnapshotMachine.TestCase):
+        settings = settings(max_examples=10, stateful_step_count=30, deadline=None)
+
+After every step all disks, now and at each snapshot, are read through qemu-img and compared. Any
+rule may come with trouble: a crash or an error at the n-th effect, or somebody else in between.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from imgtool import api
+from imgtool.engine.world import World
+from imgtool.model.domain import Disk, SnapshotMode
+from imgtool.model.errors import ChainError
+from imgtool.model.image import Format, Qcow2Features
+from imgtool.model.snapshot import SnapshotDisk, SnapshotRequest
+from imgtool.testing.domains import make_domain
+from imgtool.testing.images import KIB, make_image, write_pattern
+from imgtool.testing.moments import Expected, Place
+from imgtool.testing.rig import NO_TROUBLE, Operation, Rig, recovery
+from imgtool.testing.strategies import ImageDraft
+from imgtool.testing.trouble import GuestWrite, Kind, Trouble
+
+DOMAIN = "vm"
+MAX_DISKS = 3
+MAX_SNAPSHOTS = 8  # each is read after every step
+MAX_SIZE = 512 * KIB  # bytes, of a disk
+MAX_EFFECTS = 120  # of one operation; a snapshot of three disks has about 110
+NO, INTERNAL, EXTERNAL = SnapshotMode.NO, SnapshotMode.INTERNAL, SnapshotMode.EXTERNAL
+
+
+def small_features() -> st.SearchStrategy[Qcow2Features]:
+    """qcow2 features that keep files small and leave room for many snapshots."""
+    version_3 = st.builds(
+        Qcow2Features,
+        cluster_size=st.sampled_from((512, 4 * KIB, 64 * KIB)),
+        lazy_refcounts=st.booleans(),
+        refcount_bits=st.sampled_from((8, 16, 64)),
+    )
+    subclusters = st.builds(Qcow2Features, extended_l2=st.just(True))
+    version_2 = st.builds(Qcow2Features, compat=st.just("0.10"))
+    return st.one_of(version_3, version_3, subclusters, version_2)
+
+
+def small_disks() -> st.SearchStrategy[list[ImageDraft]]:
+    """The disks of a domain: qcow2 or raw, of whole sectors, seldom of whole clusters."""
+    sizes = st.integers(8, MAX_SIZE // 512).map(lambda sectors: sectors * 512)
+    qcow2 = st.builds(
+        ImageDraft, format=st.just(Format.QCOW2), size=sizes, features=small_features()
+    )
+    raw = st.builds(ImageDraft, format=st.just(Format.RAW), size=sizes)
+    return st.lists(st.one_of(qcow2, qcow2, raw), min_size=1, max_size=MAX_DISKS)
+
+
+def troubles() -> st.SearchStrategy[Trouble]:
+    """Nothing in a third of all cases; else anything, early or late."""
+    kinds = st.sampled_from([kind for kind in Kind if kind is not Kind.NONE])
+    early = st.builds(Trouble, kinds, st.integers(1, MAX_EFFECTS // 3))
+    late = st.builds(Trouble, kinds, st.integers(1, MAX_EFFECTS))
+    return st.one_of(st.just(NO_TROUBLE), early, late)
+
+
+def modes() -> st.SearchStrategy[list[SnapshotMode]]:
+    """How each disk takes part in a snapshot."""
+    each = st.sampled_from((EXTERNAL, INTERNAL, NO))
+    return st.lists(each, min_size=MAX_DISKS, max_size=MAX_DISKS)
+
+
+def guest_writes() -> st.SearchStrategy[tuple[int, int, int, int]]:
+    """Which disk, from which sector, how many sectors, and which byte; all but the byte modulo."""
+    sectors = MAX_SIZE // 512
+    some = st.integers(1, 2 * 64 * KIB // 512)
+    return st.tuples(
+        st.integers(0, MAX_DISKS - 1), st.integers(0, sectors - 1), some, st.integers(0, 255)
+    )
+
+
+def prefixes() -> st.SearchStrategy[str]:
+    """What the name of a snapshot begins with; a number follows."""
+    return st.sampled_from(("s", "a,b", "é 中", "<&'\">", "a:b=", "x."))
+
+
+def seldom(event: str) -> Callable[[SnapshotMachine], bool]:
+    """For preconditions: not more often than every sixth step, so that others get their turn."""
+    return lambda machine: 6 * machine.rig.events[event] < machine.rig.events["steps"]
+
+
+class SnapshotMachine(RuleBasedStateMachine):
+    """One domain of up to three disks. Another operation is another rule that calls `perform`."""
+
+    rig_type: type[Rig] = Rig
+    """How imgtool is called; tests of this machine put broken tools in."""
+
+    rig: Rig
+
+    def __init__(self) -> None:
+        super().__init__()
+        memory = Path("/dev/shm")
+        self.place = Path(
+            tempfile.mkdtemp(prefix="machine-", dir=memory if memory.is_dir() else None)
+        )
+        self._names = 0
+        self._sound = True
+
+    @initialize(drafts=small_disks())
+    def make(self, drafts: list[ImageDraft]) -> None:
+        """The domain, and one piece of data on each disk."""
+        folder = self.place / "store"
+        scratch = self.place / "scratch"
+        folder.mkdir()
+        scratch.mkdir()
+        disks, active, contents = [], {}, {}
+        for number, draft in enumerate(drafts):
+            target = f"vd{'abc'[number]}"
+            path = folder / f"disk,{number}.{draft.format}"
+            make_image(path, draft.format, draft.size, features=draft.features)
+            write_pattern(path, draft.format, 0, 1024, 0xA0 + number)
+            disks.append(
+                Disk(target=target, source=path, format=draft.format, format_name=draft.format)
+            )
+            internal = draft.features is not None and draft.features.compat != "0.10"
+            active[target] = Place(path=path, format=draft.format, internal=internal)
+            contents[target] = bytes([0xA0 + number]) * 1024 + bytes(draft.size - 1024)
+        files = frozenset(place.path for place in active.values())
+        expected = Expected(active=active, contents=contents, files=files)
+        self.rig = self.rig_type(make_domain(folder, DOMAIN, disks), expected, scratch)
+
+    @precondition(lambda self: len(self.expected.moments) < MAX_SNAPSHOTS)
+    @rule(prefix=prefixes(), relative=st.booleans(), trouble=troubles())
+    def create_external(self, prefix: str, relative: bool, trouble: Trouble) -> None:
+        """Of all disks."""
+        chosen = self._by_target([EXTERNAL] * MAX_DISKS)
+        self.take(self._new_name(prefix), chosen, trouble, relative=relative)
+
+    @precondition(lambda self: len(self.expected.moments) < MAX_SNAPSHOTS)
+    @rule(
+        left_out=st.integers(0, MAX_DISKS - 1),
+        prefix=prefixes(),
+        relative=st.booleans(),
+        trouble=troubles(),
+    )
+    def create_external_of_some(
+        self, left_out: int, prefix: str, relative: bool, trouble: Trouble
+    ) -> None:
+        """Of all disks but one; refused if there is no other."""
+        some = [NO if number == left_out else EXTERNAL for number in range(MAX_DISKS)]
+        chosen = self._by_target(some)
+        self.take(self._new_name(prefix), chosen, trouble, relative=relative)
+
+    @precondition(lambda self: len(self.expected.moments) < MAX_SNAPSHOTS)
+    @rule(prefix=prefixes(), trouble=troubles())
+    def create_internal(self, prefix: str, trouble: Trouble) -> None:
+        """Of all disks that can have one; refused if none can."""
+        able = [INTERNAL if place.internal else NO for place in self.expected.active.values()]
+        self.take(self._new_name(prefix), self._by_target(able), trouble)
+
+    @precondition(lambda self: len(self.expected.moments) < MAX_SNAPSHOTS)
+    @rule(modes=modes(), prefix=prefixes(), relative=st.booleans(), trouble=troubles())
+    def create_mixed(
+        self, modes: list[SnapshotMode], prefix: str, relative: bool, trouble: Trouble
+    ) -> None:
+        """Any mode for any disk, possible or not."""
+        self.take(self._new_name(prefix), self._by_target(modes), trouble, relative=relative)
+
+    @precondition(lambda self: self.expected.moments and seldom("again")(self))
+    @rule(number=st.integers(0, MAX_SNAPSHOTS), trouble=troubles())
+    def create_again(self, number: int, trouble: Trouble) -> None:
+        """With a name that is taken: refused."""
+        self.rig.events["again"] += 1
+        moment = self.expected.moments[number % len(self.expected.moments)]
+        self.take(moment.name, self._by_target([EXTERNAL] * 3), trouble)
+
+    @rule(writes=st.lists(guest_writes(), min_size=1, max_size=4))
+    def guest_write(self, writes: list[tuple[int, int, int, int]]) -> None:
+        """Through the active layer; after a crash, too, wherever QEMU opens the image."""
+        for disk, sector, sectors, byte in writes:
+            target = list(self.expected.active)[disk % len(self.expected.active)]
+            total = len(self.expected.contents[target]) // 512
+            first = sector % total
+            length = min(sectors, total - first) * 512
+            self.rig.write(GuestWrite(target, first * 512, length, byte))
+
+    @precondition(lambda self: self.rig.disturbed or seldom("recover: done")(self))
+    @rule(trouble=troubles())
+    def recover(self, trouble: Trouble) -> None:
+        """Twice the same is harmless; it may be killed as well."""
+        self.rig.perform(recovery(), trouble)
+
+    @precondition(seldom("edit"))
+    @rule()
+    def edit(self) -> None:
+        """Somebody edits the XML, whether a transaction is pending or not."""
+        self.rig.edit()
+
+    @precondition(seldom("look: done"))
+    @rule(modes=modes())
+    def look(self, modes: list[SnapshotMode]) -> None:
+        """Listing and --dry-run change nothing, whatever state the domain is in."""
+        options = api.SnapshotOptions(dry_run=True)
+        chosen = self._by_target(modes)
+
+        def work(world: World) -> None:
+            api.snapshots(world, DOMAIN)
+            api.pending(world, DOMAIN)
+            with suppress(*[ChainError] * self.rig.disturbed):  # half overwritten, and blocked
+                api.chains(world, DOMAIN)
+            if not self.rig.disturbed and self.expected.refusal("", chosen) is None:
+                api.take_snapshot(world, DOMAIN, _request("dry", chosen), options)
+
+        self.rig.perform(Operation(name="look", work=work, pivots=False, recovers=False))
+
+    @invariant()
+    def all_is_as_expected(self) -> None:
+        """XML, snapshots, files, and every byte that can be read."""
+        if "rig" in self.__dict__:
+            self._sound = False
+            self.rig.verify()
+            self._sound = True
+            self.rig.events["steps"] += 1
+
+    def teardown(self) -> None:
+        """Whatever is pending in the end must be recoverable."""
+        try:
+            if self._sound and "rig" in self.__dict__ and self.rig.disturbed:
+                self.rig.perform(recovery())
+                self.rig.verify()
+        finally:
+            shutil.rmtree(self.place)
+
+    @property
+    def expected(self) -> Expected:
+        return self.rig.expected
+
+    def take(
+        self,
+        name: str,
+        chosen: Mapping[str, SnapshotMode],
+        trouble: Trouble,
+        *,
+        relative: bool = False,
+    ) -> None:
+        """A snapshot, in trouble."""
+        options = api.SnapshotOptions(relative=relative)
+        change = partial(Expected.with_snapshot, name=name, modes=chosen, relative=relative)
+        operation = Operation(
+            name="snapshot",
+            work=lambda world: api.take_snapshot(world, DOMAIN, _request(name, chosen), options),
+            change=change,
+            refusal=self.expected.refusal(name, chosen),
+        )
+        self.rig.perform(operation, trouble)
+
+    def _by_target(self, modes: Sequence[SnapshotMode]) -> dict[str, SnapshotMode]:
+        return dict(zip(self.expected.active, modes, strict=False))
+
+    def _new_name(self, prefix: str) -> str:
+        self._names += 1
+        return f"{prefix}{self._names}"
+
+
+def _request(name: str, chosen: Mapping[str, SnapshotMode]) -> SnapshotRequest:
+    disks = tuple(SnapshotDisk(name=target, mode=mode) for target, mode in chosen.items())
+    return SnapshotRequest(name=name, disks=disks)

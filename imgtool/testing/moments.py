@@ -1,0 +1,124 @@
+"""What a domain must read as, now and at each of its snapshots: a model, kept without any image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from imgtool.model.domain import SnapshotMode
+from imgtool.model.errors import BadRequestError, ExistsError, ImgtoolError
+from imgtool.model.image import Format
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where one state of a disk is kept: an image, or an internal snapshot of it."""
+
+    path: Path
+    format: Format
+    tag: str | None = None
+    internal: bool = True  # the image can have internal snapshots
+
+    def __str__(self) -> str:
+        return self.path.name if self.tag is None else f"{self.path.name}@{self.tag}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """A listed snapshot. `places` and `contents` are of the disks that it has taken, by target."""
+
+    name: str
+    parent: str | None
+    modes: Mapping[str, SnapshotMode]  # of all disks
+    places: Mapping[str, Place]  # where the disk reads as it did at the snapshot
+    contents: Mapping[str, bytes]  # what it then read as
+    sources: Mapping[str, Path]  # what the domain XML named at the snapshot, of all disks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """A domain as it must be. An operation makes another one of it; nothing changes in place."""
+
+    active: Mapping[str, Place]  # what the domain XML names, by target
+    contents: Mapping[str, bytes]  # what a guest reads now, by target
+    files: frozenset[Path]  # all images
+    moments: tuple[Moment, ...] = ()  # oldest first
+    current: str | None = None  # name of a moment
+    relative: frozenset[Path] = frozenset()  # overlays that name their base relatively
+    edits: int = 0  # how often somebody has edited the XML by hand
+
+    def moment(self, name: str) -> Moment:
+        (found,) = (each for each in self.moments if each.name == name)
+        return found
+
+    def readings(self) -> Iterator[tuple[str, Place, bytes]]:
+        """All that can be read: what it is, where it is, what it must read as."""
+        for target, place in self.active.items():
+            yield f"{target} now", place, self.contents[target]
+        for moment in self.moments:
+            for target, place in moment.places.items():
+                yield f"{target} at {moment.name}", place, moment.contents[target]
+
+    def tags(self, path: Path) -> set[str]:
+        """The internal snapshots that an image must have."""
+        places = (place for moment in self.moments for place in moment.places.values())
+        return {place.tag for place in places if place.path == path and place.tag is not None}
+
+    def refusal(self, name: str, modes: Mapping[str, SnapshotMode]) -> type[ImgtoolError] | None:
+        """How imgtool must refuse this snapshot, if it must."""
+        if set(modes.values()) == {SnapshotMode.NO}:
+            return BadRequestError
+        for target, mode in modes.items():
+            if mode is SnapshotMode.INTERNAL and not self.active[target].internal:
+                return BadRequestError
+        return ExistsError if name in {moment.name for moment in self.moments} else None
+
+    def with_snapshot(
+        self, name: str, modes: Mapping[str, SnapshotMode], *, relative: bool
+    ) -> Expected:
+        """After a snapshot; `modes` is of all disks. Overlays get libvirt's names."""
+        active, places = dict(self.active), {}
+        for target, mode in modes.items():
+            top = self.active[target]
+            if mode is SnapshotMode.INTERNAL:
+                places[target] = replace(top, tag=name)
+            elif mode is SnapshotMode.EXTERNAL:
+                places[target] = top
+                active[target] = replace(
+                    top,
+                    path=overlay_of(top.path, name),
+                    format=Format.QCOW2,
+                    internal=top.internal or top.format is Format.RAW,
+                )
+        made = frozenset(place.path for place in active.values()) - self.files
+        moment = Moment(
+            name=name,
+            parent=self.current,
+            modes=dict(modes),
+            places=places,
+            contents={target: self.contents[target] for target in places},
+            sources={target: place.path for target, place in self.active.items()},
+        )
+        return replace(
+            self,
+            active=active,
+            files=self.files | made,
+            moments=(*self.moments, moment),
+            current=name,
+            relative=self.relative | made if relative else self.relative,
+        )
+
+    def written(self, target: str, offset: int, data: bytes) -> Expected:
+        """After a guest's write; `offset` in bytes."""
+        old = self.contents[target]
+        new = old[:offset] + data + old[offset + len(data) :]
+        if len(new) != len(old):
+            raise ValueError("a guest cannot write past the end of its disk")
+        return replace(self, contents={**self.contents, target: new})
+
+
+def overlay_of(source: Path, snapshot: str) -> Path:
+    """The name that libvirt gives: the last suffix gives way to the snapshot's name."""
+    stem, dot, _ = source.name.rpartition(".")
+    return source.with_name(f"{stem if dot else source.name}.{snapshot}")
