@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """After the n-th of these calls, or of those that concern a path."""
+    """After the n-th of these calls in one thread, or of those that concern a path."""
 
     syscall: str
     path: Path | None = None
@@ -30,9 +30,15 @@ class Held:
 
     process: subprocess.Popen[str]
 
-    def go_on(self) -> tuple[int, str]:
-        """Let it run to its end; returns exit code and stderr."""
-        self.process.send_signal(signal.SIGCONT)
+    def go_on(self, kill_if: Callable[[], bool] | None = None) -> tuple[int, str]:
+        """Let it run to its end, or until it is to be killed; returns exit code and stderr."""
+        end = time.monotonic() + SECONDS
+        while self.process.poll() is None:
+            assert time.monotonic() < end, "it never ends"
+            os.killpg(self.process.pid, signal.SIGCONT)  # other threads may have such calls, too
+            if kill_if is not None and kill_if():
+                self.process.kill()
+            time.sleep(0.005)
         _, stderr = self.process.communicate(timeout=SECONDS)
         return self.process.returncode, stderr
 
@@ -65,12 +71,9 @@ def _wait(process: subprocess.Popen[str], log: Path) -> None:
 
 
 def _start(arguments: Sequence[str], moment: Moment, name: str, log: Path) -> subprocess.Popen[str]:
-    """strace in the background (-D): the process that was started is imgtool itself.
-
-    One disk at a time: then the main thread makes all the calls, and strace sees no other.
-    """
+    """strace in the background (-D): the process that was started is imgtool itself."""
     inject = f"inject={moment.syscall}:signal={name}:when={moment.when}"
-    trace = ["strace", "-D", "-qq", "-o", os.fspath(log), "-e", f"trace={moment.syscall}"]
+    trace = ["strace", "-D", "-f", "-qq", "-o", os.fspath(log), "-e", f"trace={moment.syscall}"]
     trace += ["-e", inject, *([] if moment.path is None else ["-P", os.fspath(moment.path)])]
     return subprocess.Popen(
         [*trace, sys.executable, "-m", "imgtool", "--jobs", "1", *arguments],
@@ -78,4 +81,5 @@ def _start(arguments: Sequence[str], moment: Moment, name: str, log: Path) -> su
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )

@@ -31,5 +31,5 @@ def blocked(machine: Machine) -> Moment:
 
 
 def half_written(machine: Machine) -> Moment:
-    """vda has some bytes of its new snapshot, vdb none."""
-    return Moment("pwrite64", machine.image("vda"), when=3)
+    """vda has some bytes of its new snapshot, vdb none. (The first write of one thread blocks.)"""
+    return Moment("pwrite64", machine.image("vda"), when=2)

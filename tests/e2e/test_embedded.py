@@ -24,7 +24,6 @@ def test_a_mixed_snapshot_without_a_daemon(tmp_path: Path) -> None:
         assert (ended.returncode, ended.stdout) == (0, "Domain snapshot s1 created\n"), ended.stderr
         again = imgtool(*words)
         assert again.returncode == 2
-        assert virsh(uri, "snapshot-list", "vm", "--name") == "s1"
         assert virsh(uri, "snapshot-current", "vm", "--name") == "s1"
-        assert str(tmp_path / "vm-vdc.s1") in virsh(uri, "domblklist", "vm")
+        assert str(tmp_path / "vm-vdc.s1") in imgtool("-c", uri, "domblklist", "vm").stdout
         assert not (root / "imgtool").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -18,11 +19,11 @@ from imgtool.testing import Outcome, assert_old_or_new, differences, make_three_
 from tests.libvirt_fixtures import libvirtd_in, libvirtd_pid, short_folder
 
 from .command import assert_refused
-from .held import held
-from .machine import Machine, defined
-from .moments import EXTERNAL, INTERNAL, MIXED, PIVOTED, RECORDED, half_written
+from .held import Moment, held
+from .machine import Machine, defined, forget
+from .moments import EXTERNAL, INTERNAL, MADE_CURRENT, MIXED, PIVOTED, RECORDED
 
-pytestmark = [pytest.mark.libvirtd, pytest.mark.xdist_group("libvirtd")]
+pytestmark = [pytest.mark.libvirtd, pytest.mark.xdist_group("libvirtd-kills")]
 
 Trouble = Callable[[str, str], AbstractContextManager[None]]
 DOMAINS = "/etc/libvirt/qemu"
@@ -69,11 +70,15 @@ def full(uri: str, folder: str) -> Iterator[None]:
         in_libvirtd(uri, "umount", folder)
 
 
-@pytest.mark.parametrize("words", [EXTERNAL, INTERNAL, MIXED], ids=["ext", "int", "mixed"])
 @pytest.mark.parametrize(
-    ("trouble", "folder"),
-    [(read_only, SNAPSHOTS), (full, SNAPSHOTS), (read_only, DOMAINS)],
-    ids=["EROFS-snapshots", "ENOSPC-snapshots", "EROFS-domains"],
+    ("trouble", "folder", "words"),
+    [
+        pytest.param(read_only, SNAPSHOTS, MIXED, id="EROFS, record"),
+        pytest.param(full, SNAPSHOTS, MIXED, id="ENOSPC, record"),
+        pytest.param(read_only, DOMAINS, EXTERNAL, id="EROFS, domain, external"),
+        pytest.param(read_only, DOMAINS, INTERNAL, id="EROFS, domain, internal"),
+        pytest.param(read_only, DOMAINS, MIXED, id="EROFS, domain, mixed"),
+    ],
 )
 def test_what_libvirt_cannot_write_is_rolled_back(
     machine: Machine, words: tuple[str, ...], trouble: Trouble, folder: str
@@ -121,30 +126,49 @@ def test_a_record_that_libvirt_could_not_remove_stays(embed_uri: str, tmp_path: 
 
 
 @pytest.mark.strace
-@pytest.mark.parametrize(
-    ("at", "outcome"),
-    [("half_written", Outcome.OLD), ("recorded", Outcome.OLD), ("pivoted", Outcome.NEW)],
-)
-def test_a_libvirtd_that_dies_in_the_middle(tmp_path: Path, at: str, outcome: Outcome) -> None:
-    place = tmp_path / "machine"
-    place.mkdir()
+def test_a_pivot_that_libvirtd_is_slow_at(machine: Machine, tmp_path: Path) -> None:
+    """It goes on with it when imgtool is dead; recovery must not go back meanwhile."""
+    started, slow = tmp_path / "started", tmp_path / "qemu"
+    slow.write_text(f'#!/bin/sh\n: >{started}\nexec qemu-system-x86_64 "$@"\n')
+    slow.chmod(0o755)
+    xml = tmp_path / "vm.xml"
+    xml.write_text(re.sub("(?<=<emulator>)[^<]*", str(slow), machine.xml()))
+    machine.virsh("define", xml)
+    with held(machine.words(*MIXED), MADE_CURRENT, tmp_path / "log") as command:
+        started.unlink()
+        slow.chmod(0o755)  # changed: libvirt looks at its capabilities again
+        code, _ = command.go_on(kill_if=started.exists)
+    assert code == -signal.SIGKILL
+    (ended,) = machine.json("recover")["recovered"]
+    assert ended["direction"] == "forward"
+    assert machine.sources()["vdc"] == str(machine.image("vdc").with_suffix(".s1"))
+    assert machine.image("vdc").with_suffix(".s1").exists()
+    assert machine.virsh("snapshot-current", "vm", "--name") == "s1"
+
+
+@pytest.mark.strace
+def test_a_libvirtd_that_dies_in_the_middle(tmp_path: Path) -> None:
     with short_folder() as folder:
-        with libvirtd_in(folder) as uri, defined(uri, place, keep=True) as machine:
-            moments = {
-                "half_written": half_written(machine),
-                "recorded": RECORDED,
-                "pivoted": PIVOTED,
-            }
-            before = machine.captured()
-            with held(machine.words(*MIXED), moments[at], tmp_path / "log") as command:
-                os.kill(libvirtd_pid(uri), signal.SIGKILL)
-                code, stderr = command.go_on()
-            assert code == 4, stderr
-            assert machine.imgtool("recover").returncode == 1
-        with libvirtd_in(folder):
-            (ended,) = machine.json("recover")["recovered"]
-            assert ended["direction"] == ("forward" if outcome is Outcome.NEW else "back")
-            now = machine.captured()
-            if outcome is Outcome.OLD:
-                machine.done(*MIXED)
-            assert assert_old_or_new(before, machine.captured(), now) is outcome
+        _die_in_the_middle(folder, tmp_path / "1", RECORDED, Outcome.OLD)
+        _die_in_the_middle(folder, tmp_path / "2", PIVOTED, Outcome.NEW)
+
+
+def _die_in_the_middle(folder: Path, place: Path, moment: Moment, outcome: Outcome) -> None:
+    """libvirtd is killed at that moment; the next one in its folder finds this outcome."""
+    place.mkdir()
+    log = place.with_suffix(".log")
+    with libvirtd_in(folder) as uri, defined(uri, place, keep=True) as machine:
+        before = machine.captured()
+        with held(machine.words(*MIXED), moment, log) as command:
+            os.kill(libvirtd_pid(uri), signal.SIGKILL)
+            code, stderr = command.go_on()
+        assert code == 4, stderr
+        assert machine.imgtool("recover").returncode == 1
+    with libvirtd_in(folder):
+        (ended,) = machine.json("recover")["recovered"]
+        assert ended["direction"] == ("forward" if outcome is Outcome.NEW else "back")
+        now = machine.captured()
+        if outcome is Outcome.OLD:
+            machine.done(*MIXED)
+        assert assert_old_or_new(before, machine.captured(), now) is outcome
+        forget(uri)
