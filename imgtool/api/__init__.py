@@ -4,6 +4,17 @@
 ImgtoolError; `error.exit_code` and `error.remedy` say what is true then and what to do.
 """
 
+from imgtool.api.blockjobs import (
+    CommitOptions,
+    JobResult,
+    PullOptions,
+    RebaseOptions,
+    ResizeOptions,
+    block_commit,
+    block_pull,
+    rebase,
+    resize,
+)
 from imgtool.api.check import Checkup, RepairOptions, RepairResult, check, repair
 from imgtool.api.delete import DeleteOptions, DeleteResult, delete_snapshot
 from imgtool.api.domains import chains, define, set_current_snapshot, snapshots, undefine
@@ -21,16 +32,23 @@ from imgtool.api.world import default_uri, locate, open_world, working_on
 
 __all__ = [
     "Checkup",
+    "CommitOptions",
     "DeleteOptions",
     "DeleteResult",
     "DiskResult",
+    "JobResult",
+    "PullOptions",
+    "RebaseOptions",
     "RepairOptions",
     "RepairResult",
+    "ResizeOptions",
     "RevertOptions",
     "RevertResult",
     "SnapshotOptions",
     "SnapshotResult",
     "Swept",
+    "block_commit",
+    "block_pull",
     "chains",
     "check",
     "default_uri",
@@ -39,9 +57,11 @@ __all__ = [
     "locate",
     "open_world",
     "pending",
+    "rebase",
     "recover",
     "redefine_snapshot",
     "repair",
+    "resize",
     "revert_to",
     "set_current_snapshot",
     "snapshots",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from imgtool.cli.visible import visible
 from imgtool.engine.interrupt import Interrupt
 
 if TYPE_CHECKING:
+    from imgtool.cli.progress import Progress
     from imgtool.engine.world import World
 
 
@@ -29,6 +31,7 @@ class Context:
     jobs: int = 0
     verbosity: int = 0  # -1: quiet
     interrupt: Interrupt
+    _progress: Progress | None = None
 
     @contextmanager
     def world(self, domain: str | None = None) -> Iterator[tuple[World, str]]:
@@ -36,17 +39,30 @@ class Context:
         from imgtool import api
 
         uri, name = api.locate(domain, self.connect) if domain else (self.connect, "")
-        with api.open_world(
-            uri,
-            state_dir=self.state_dir,
-            jobs=self.jobs,
-            interrupt=self.interrupt,
-            say=self.note,
-        ) as world:
-            yield world, name
+        if self.verbosity >= 0 and sys.stderr.isatty():
+            from imgtool.cli.progress import Progress
+
+            self._progress = Progress(sys.stderr)
+        try:
+            with api.open_world(
+                uri,
+                state_dir=self.state_dir,
+                jobs=self.jobs,
+                interrupt=self.interrupt,
+                say=self.note,
+                progress=self._progress,
+            ) as world:
+                yield world, name
+        finally:
+            self._end_progress()
+
+    def _end_progress(self) -> None:
+        if self._progress is not None:
+            self._progress.clear()
 
     def note(self, line: str) -> None:
         """Something a person should know, on stderr."""
+        self._end_progress()
         if self.verbosity >= 0:
             output.complain(f"imgtool: {line}")
 

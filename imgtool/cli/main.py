@@ -39,6 +39,12 @@ COMMANDS = {
     "snapshot-delete": ("branches", "delete a snapshot, moving its data as little as possible"),
     "check": ("check", "compare XML, snapshots and images; say what mends them, or mend them"),
     "gc": ("check", "remove what crashes have left beside the images"),
+    "blockcommit": ("blockjobs", "commit layers of a chain into the layer below them"),
+    "blockpull": ("blockjobs", "copy data of the layers below into the active one"),
+    "flatten": ("blockjobs", "blockpull until no base is left"),
+    "resize": ("blockjobs", "give a disk another size"),
+    "blockresize": ("blockjobs", "the same, by virsh's name"),
+    "rebase": ("blockjobs", "let overlays name their bases relatively, absolutely, or others"),
     "recover": ("recover", "end what a crash has left open"),
 }
 REMEDIES = {

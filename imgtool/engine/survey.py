@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +23,10 @@ from imgtool.model.image import Chain, Format, Image
 from imgtool.plan.snapshot import MAX_LAYERS, Place, Prepared
 
 
-def chain_of(disk: Disk, world: World) -> Chain:
+def chain_of(disk: Disk, world: World, find: Callable[[Image], Path | None] | None = None) -> Chain:
     """The backing chain under a disk, oldest layer first, by headers only.
+
+    `find` says where the base of a layer is, if not where QEMU would look for it.
 
     Raises ChainError: a layer that is missing, loops, is unreadable, or whose format is recorded
     nowhere; UnsupportedError: encrypted, an external data file, a format imgtool does not know.
@@ -36,7 +38,8 @@ def chain_of(disk: Disk, world: World) -> Chain:
             raise UnsupportedError(
                 "no local image of a known format", remedy="see imgtool domblklist"
             )
-        return Chain(tuple(_layers(disk.source, disk.format, world))[::-1])
+        layers = _layers(disk.source, disk.format, world, find or backing_path)
+        return Chain(tuple(layers)[::-1])
 
 
 def chains_of(disks: Iterable[Disk], world: World) -> dict[str, Chain]:
@@ -49,7 +52,8 @@ def chains_of(disks: Iterable[Disk], world: World) -> dict[str, Chain]:
                 disk = replace(disk, source=world.store.volume(disk.pool, disk.volume))
             if disk.source is not None:
                 # Of a format that imgtool does not know, it can still tell which file it is.
-                layers.extend(_layers(disk.source, disk.format or Format.RAW, world))
+                fmt = disk.format or Format.RAW
+                layers.extend(_layers(disk.source, fmt, world, backing_path))
         if layers:
             found[disk.target] = Chain(tuple(reversed(layers)))
     return found
@@ -95,7 +99,7 @@ def prepared(target: str, overlay: Path, world: World) -> Prepared:
         )
     with _about(target):
         image = _read(overlay, Format.QCOW2, world)
-        file = _file_of(_backing_path(image))
+        file = _file_of(backing_path(image))
         has_data = bool(file) and world.qemu.has_own_data(
             image.path, block_device=image.block_device
         )
@@ -119,7 +123,9 @@ def _file_of(path: Path | None) -> tuple[int, int] | None:
         return None
 
 
-def _layers(path: Path, fmt: Format, world: World) -> Iterator[Image]:
+def _layers(
+    path: Path, fmt: Format, world: World, find: Callable[[Image], Path | None]
+) -> Iterator[Image]:
     """The layers from `path` down. Raises ChainError or UnsupportedError at the first bad one."""
     seen: set[tuple[int, int]] = set()
     name: Path | None = path
@@ -135,7 +141,7 @@ def _layers(path: Path, fmt: Format, world: World) -> Iterator[Image]:
                 f"{path}: over {MAX_LAYERS} layers deep", remedy="shorten it with qemu-img commit"
             )
         yield image
-        name = _backing_path(image)
+        name = find(image)
         if name is not None:
             fmt = _backing_format(image)
 
@@ -168,8 +174,8 @@ def _vmdk_info(path: Path, world: World) -> bytes:
         raise ChainError(f"{path}: {error.message}", remedy="restore it") from error
 
 
-def _backing_path(image: Image) -> Path | None:
-    """Where QEMU would look for the base, or None without one."""
+def backing_path(image: Image) -> Path | None:
+    """Where QEMU would look for the base, or None without one. Raises ChainError."""
     if image.backing is None:
         return None
     if ":" in image.backing.partition("/")[0]:
