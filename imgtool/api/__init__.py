@@ -4,31 +4,79 @@
 ImgtoolError; `error.exit_code` and `error.remedy` say what is true then and what to do.
 """
 
-from imgtool.api.blockjobs import (
-    CommitOptions,
-    JobResult,
-    PullOptions,
-    RebaseOptions,
-    ResizeOptions,
-    block_commit,
-    block_pull,
-    rebase,
-    resize,
-)
-from imgtool.api.check import Checkup, RepairOptions, RepairResult, check, repair
-from imgtool.api.delete import DeleteOptions, DeleteResult, delete_snapshot
-from imgtool.api.domains import chains, define, set_current_snapshot, snapshots, undefine
-from imgtool.api.recover import pending, recover
-from imgtool.api.revert import RevertOptions, RevertResult, revert_to
-from imgtool.api.snapshot import (
-    DiskResult,
-    SnapshotOptions,
-    SnapshotResult,
-    redefine_snapshot,
-    take_snapshot,
-)
-from imgtool.api.sweep import Swept, sweep
-from imgtool.api.world import default_uri, locate, open_world, working_on
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from imgtool.api.blockjobs import (
+        CommitOptions,
+        JobResult,
+        PullOptions,
+        RebaseOptions,
+        ResizeOptions,
+        block_commit,
+        block_pull,
+        rebase,
+        resize,
+    )
+    from imgtool.api.check import Checkup, RepairOptions, RepairResult, check, repair
+    from imgtool.api.delete import DeleteOptions, DeleteResult, delete_snapshot
+    from imgtool.api.domains import chains, define, set_current_snapshot, snapshots, undefine
+    from imgtool.api.recover import pending, recover
+    from imgtool.api.revert import RevertOptions, RevertResult, revert_to
+    from imgtool.api.snapshot import (
+        DiskResult,
+        SnapshotOptions,
+        SnapshotResult,
+        redefine_snapshot,
+        take_snapshot,
+    )
+    from imgtool.api.sweep import Swept, sweep
+    from imgtool.api.world import default_uri, locate, open_world, working_on
+
+# What the name is in: a command imports only what it uses, and start-up stays short.
+_HOMES = {
+    "Checkup": "check",
+    "CommitOptions": "blockjobs",
+    "DeleteOptions": "delete",
+    "DeleteResult": "delete",
+    "DiskResult": "snapshot",
+    "JobResult": "blockjobs",
+    "PullOptions": "blockjobs",
+    "RebaseOptions": "blockjobs",
+    "RepairOptions": "check",
+    "RepairResult": "check",
+    "ResizeOptions": "blockjobs",
+    "RevertOptions": "revert",
+    "RevertResult": "revert",
+    "SnapshotOptions": "snapshot",
+    "SnapshotResult": "snapshot",
+    "Swept": "sweep",
+    "block_commit": "blockjobs",
+    "block_pull": "blockjobs",
+    "chains": "domains",
+    "check": "check",
+    "default_uri": "world",
+    "define": "domains",
+    "delete_snapshot": "delete",
+    "locate": "world",
+    "open_world": "world",
+    "pending": "recover",
+    "rebase": "blockjobs",
+    "recover": "recover",
+    "redefine_snapshot": "snapshot",
+    "repair": "check",
+    "resize": "blockjobs",
+    "revert_to": "revert",
+    "set_current_snapshot": "domains",
+    "snapshots": "domains",
+    "sweep": "sweep",
+    "take_snapshot": "snapshot",
+    "undefine": "domains",
+    "working_on": "world",
+}
 
 __all__ = [
     "Checkup",
@@ -70,3 +118,9 @@ __all__ = [
     "undefine",
     "working_on",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"imgtool.api.{_HOMES[name]}"), name)

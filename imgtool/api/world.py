@@ -6,15 +6,16 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from imgtool.engine import recovery
 from imgtool.engine.interrupt import Interrupt
-from imgtool.engine.room import Room, entered
-from imgtool.engine.transaction import Direction, conclude
 from imgtool.engine.world import World
 from imgtool.host.files import Files
 from imgtool.model.errors import QemuImgError
 from imgtool.stores.open import open_store
+
+if TYPE_CHECKING:
+    from imgtool.engine.room import Room
 
 
 @contextmanager
@@ -71,6 +72,11 @@ def working_on(world: World, domain: str) -> Iterator[Room]:
 
     Inside, signals are noted, and honoured where nothing is left behind by that.
     """
+    # Commands that only read get along without the engine.
+    from imgtool.engine import recovery
+    from imgtool.engine.room import entered
+    from imgtool.engine.transaction import Direction, conclude
+
     uuid = world.store.head(domain).domain.uuid
     world.interrupt.outcome = ""
     with (
