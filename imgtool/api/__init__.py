@@ -21,10 +21,10 @@ if TYPE_CHECKING:
         rebase,
         resize,
     )
-    from imgtool.api.check import Checkup, RepairOptions, RepairResult, check, repair
+    from imgtool.api.checks import Checkup, RepairOptions, RepairResult, check, repair
     from imgtool.api.delete import DeleteOptions, DeleteResult, delete_snapshot
     from imgtool.api.domains import chains, define, set_current_snapshot, snapshots, undefine
-    from imgtool.api.recover import pending, recover
+    from imgtool.api.recovery import pending, recover
     from imgtool.api.revert import RevertOptions, RevertResult, revert_to
     from imgtool.api.snapshot import (
         DiskResult,
@@ -33,12 +33,13 @@ if TYPE_CHECKING:
         redefine_snapshot,
         take_snapshot,
     )
-    from imgtool.api.sweep import Swept, sweep
+    from imgtool.api.sweeping import Swept, sweep
     from imgtool.api.world import default_uri, locate, open_world, working_on
 
-# What the name is in: a command imports only what it uses, and start-up stays short.
+# What the name is in (a module may not be called like a function: importing it would hide the
+# function). A command imports only what it uses, and start-up stays short.
 _HOMES = {
-    "Checkup": "check",
+    "Checkup": "checks",
     "CommitOptions": "blockjobs",
     "DeleteOptions": "delete",
     "DeleteResult": "delete",
@@ -46,33 +47,33 @@ _HOMES = {
     "JobResult": "blockjobs",
     "PullOptions": "blockjobs",
     "RebaseOptions": "blockjobs",
-    "RepairOptions": "check",
-    "RepairResult": "check",
+    "RepairOptions": "checks",
+    "RepairResult": "checks",
     "ResizeOptions": "blockjobs",
     "RevertOptions": "revert",
     "RevertResult": "revert",
     "SnapshotOptions": "snapshot",
     "SnapshotResult": "snapshot",
-    "Swept": "sweep",
+    "Swept": "sweeping",
     "block_commit": "blockjobs",
     "block_pull": "blockjobs",
     "chains": "domains",
-    "check": "check",
+    "check": "checks",
     "default_uri": "world",
     "define": "domains",
     "delete_snapshot": "delete",
     "locate": "world",
     "open_world": "world",
-    "pending": "recover",
+    "pending": "recovery",
     "rebase": "blockjobs",
-    "recover": "recover",
+    "recover": "recovery",
     "redefine_snapshot": "snapshot",
-    "repair": "check",
+    "repair": "checks",
     "resize": "blockjobs",
     "revert_to": "revert",
     "set_current_snapshot": "domains",
     "snapshots": "domains",
-    "sweep": "sweep",
+    "sweep": "sweeping",
     "take_snapshot": "snapshot",
     "undefine": "domains",
     "working_on": "world",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from imgtool.api.check import listed_name
+from imgtool.api.checks import listed_name
 from imgtool.api.world import working_on
 from imgtool.engine.inspect import examine, look_around
 from imgtool.engine.world import World, naming
