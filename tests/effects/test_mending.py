@@ -26,7 +26,7 @@ from tests.effects.breaking import (
 )
 
 CONSENT = api.RepairOptions(drop_orphan_tags=True, adopt=True)
-STRIDE = 9  # of all calls, each fate beginning at another
+STRIDE = 13  # of all calls, each fate beginning at another
 
 
 def broken(folder: Path) -> MadeDomain:
