@@ -24,14 +24,13 @@ from imgtool.plan.blockjob import (
     Piece,
     assemble,
     find_layer,
-    node,
     plain,
-    require_sound,
     require_whole_file,
     require_writable,
     settled,
 )
 from imgtool.plan.lineage import FileId, is_relative
+from imgtool.plan.undertaking import node, require_sound
 
 INTO = frozenset({Format.RAW, Format.QCOW2})
 

@@ -7,15 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from imgtool.model.domain import Disk, Head
-from imgtool.model.errors import ChainError, NotFoundError, UnsupportedError
-from imgtool.model.image import Chain, Format, Image
+from imgtool.model.domain import Disk
+from imgtool.model.errors import NotFoundError, UnsupportedError
+from imgtool.model.image import Chain, Image
 from imgtool.model.plan import (
     Aftermath,
-    ChangeInPlace,
     Drop,
     Move,
-    Node,
     Pin,
     Plan,
     Relink,
@@ -25,16 +23,13 @@ from imgtool.model.plan import (
 )
 from imgtool.plan.lineage import Lineage
 from imgtool.plan.names import backing_name
+from imgtool.plan.undertaking import Undertaking
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JobFacts:
+class JobFacts(Undertaking):
     """What the survey found and the caller decided."""
 
-    head: Head
-    store: str
-    txid: str
-    workspace: Path
     lineage: Lineage
     chains: Mapping[str, Chain]  # of the disks that are asked for, whole, by target
     writable: frozenset[Path]  # images that may be opened for writing
@@ -103,15 +98,9 @@ class JobPlan:
 
 def assemble(what: str, pieces: Sequence[Piece], facts: JobFacts) -> JobPlan:
     """One transaction of the parts of all disks; `what` as in 'block commit'."""
-    domain = facts.head.domain
-    plan = Plan(
-        txid=facts.txid,
-        store=facts.store,
-        domain=domain.name,
-        uuid=domain.uuid,
-        summary=f"{what} of {domain.name}",
-        steps=tuple(step for piece in pieces for step in piece.steps),
-        workspace=facts.workspace,
+    plan = facts.plan(
+        f"{what} of {facts.head.domain.name}",
+        [step for piece in pieces for step in piece.steps],
         aftermath=Aftermath(
             relinks=tuple(relink for piece in pieces for relink in piece.relinks),
             cuts=tuple(cut for piece in pieces for cut in piece.cuts),
@@ -142,45 +131,9 @@ def _pins(pieces: Iterable[Piece], facts: JobFacts) -> Iterator[Pin]:
                 )
 
 
-def node(image: Image) -> Node:
-    """The image as a layer of a chain that qemu-img opens."""
-    return Node(path=image.path, format=image.format, block_device=image.block_device)
-
-
 def plain(image: Image) -> Path:
     """The path by which others should name this image."""
     return image.path if ".." in image.spelled.parts else image.spelled
-
-
-def change(
-    target: str,
-    image: Image,
-    command: tuple[str, ...],
-    facts: JobFacts,
-    number: int = 0,
-    below: tuple[Node, ...] = (),
-) -> ChangeInPlace:
-    """A staged change. Raises UnsupportedError for an image that cannot be blocked."""
-    require_sound(target, image)
-    if image.format is not Format.QCOW2 or image.features is None:
-        raise UnsupportedError(
-            f"{target}: {image.spelled} is a {image.format} image", remedy="convert it to qcow2"
-        )
-    if image.features.compat == "0.10":
-        raise UnsupportedError(
-            f"{target}: {image.spelled} is a compat=0.10 image, which cannot be blocked",
-            remedy=f"qemu-img amend -f qcow2 -o compat=1.1 {image.spelled}",
-        )
-    return ChangeInPlace(
-        target=target,
-        image=image.path,
-        identity=image.identity,
-        block_device=image.block_device,
-        commands=(command,),
-        redo=facts.workspace / f"redo-{target}-{number}",
-        undo=facts.workspace / f"undo-{target}-{number}",
-        below=below,
-    )
 
 
 def settled(disk: Disk) -> tuple[Move, ...]:
@@ -207,16 +160,6 @@ def find_layer(target: str, path: Path, chain: Chain) -> int:
         f"{target}: could not find image '{path}' in chain for '{chain.active.spelled}'",
         remedy=f"its layers are: {', '.join(os.fspath(image.path) for image in chain.images)}",
     )
-
-
-def require_sound(target: str, image: Image) -> None:
-    """Raises ChainError for an image that must be repaired first."""
-    if image.corrupt or image.dirty:
-        word = "corrupt" if image.corrupt else "dirty"
-        raise ChainError(
-            f"{target}: {image.spelled} is marked {word}",
-            remedy=f"qemu-img check -r all -f {image.format} {image.spelled}",
-        )
 
 
 def require_whole_file(disk: Disk) -> None:

@@ -21,12 +21,12 @@ from imgtool.plan.blockjob import (
     Piece,
     assemble,
     find_layer,
-    require_sound,
     require_whole_file,
     require_writable,
     settled,
 )
 from imgtool.plan.lineage import is_relative
+from imgtool.plan.undertaking import require_sound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from imgtool.model.domain import DomainState, SnapshotMode
 from imgtool.model.image import Chain, Format, Image
 from imgtool.plan.checkup_records import record_findings
 from imgtool.plan.finding import Examined, Finding, Flaw, Severity, worst_first
-from imgtool.plan.lineage import FileId, Held, is_relative
+from imgtool.plan.lineage import FileId, Held, files_of, is_relative
 from imgtool.plan.names import backing_name
 
 
@@ -193,8 +193,8 @@ def _chains(seen: Examined) -> Iterator[tuple[str, Chain]]:
 
 def _unrecorded(target: str, overlay: Image, base: Image | None, seen: Examined) -> Finding:
     """`base` was read only if something else records its format."""
-    path = shlex.quote(str(overlay.spelled))
-    by_hand = f"qemu-img rebase -u -f {overlay.format} -F raw -b {overlay.backing} {path}"
+    words = ["qemu-img", "rebase", "-u", "-f", overlay.format, "-F", "raw"]
+    by_hand = shlex.join([*words, "-b", str(overlay.backing), str(overlay.spelled)])
     mendable = base is not None and overlay.format is Format.QCOW2
     return Finding(
         severity=Severity.ERROR,
@@ -246,33 +246,38 @@ def _shared(seen: Examined) -> Iterator[Finding]:
     if seen.head is None:
         return
     disks = {disk.target: disk for disk in seen.head.domain.disks}
-    chains = seen.lineage.current
-    whole = [name for name, held in seen.lineage.held.items() if _is_whole(held, seen)]
-    back = seen.current if seen.current in whole else next(iter(whole), None)
-    for target, chain in chains.items():
+    told: set[str] = set()
+    for target, chain in seen.lineage.current.items():
         if disks[target].readonly or disks[target].shareable:
             continue
         file = chain.active.identity.file
-        others = [
+        beside = [
             other
-            for other, theirs in chains.items()
-            if other != target and file in {image.identity.file for image in theirs.images}
+            for other, theirs in seen.lineage.current.items()
+            if other != target and file in files_of([theirs])
         ]
-        others += [each.who for each in seen.lineage.strangers if each.who.startswith("domain ")
-                   and file in {image.identity.file for image in each.chain.images}]  # fmt: skip
-        if others and not (others[0] in chains and others[0] < target):
-            yield Finding(
-                severity=Severity.ERROR,
-                kind="shared",
-                message=f"{target} writes {chain.active.spelled}, which "
-                f"{', '.join(dict.fromkeys(others))} uses, too",
-                remedy=f"go back to snapshot {back}: "
-                + seen.remedy("snapshot-revert", seen.name, back, "--force")
-                if back
-                else f"give each its own file: {seen.remedy('dumpxml', seen.name)}",
-                disk=target,
-                path=chain.active.path,
-            )
+        outside = seen.lineage.strangers_to(file)
+        if not beside and not outside or told & {target}:
+            continue
+        told |= {target, *beside}
+        yield Finding(
+            severity=Severity.ERROR if beside else Severity.WARNING,
+            kind="shared",
+            message=f"{target} writes {chain.active.spelled}, which "
+            f"{', '.join([*beside, *outside])} uses, too",
+            remedy=_apart(seen, back=bool(beside)),
+            disk=target,
+            path=chain.active.path,
+        )
+
+
+def _apart(seen: Examined, *, back: bool) -> str:
+    """Two disks of one domain were apart at its snapshots."""
+    whole = [name for name, held in seen.lineage.held.items() if _is_whole(held, seen)]
+    if back and whole:
+        name = seen.current if seen.current in whole else whole[-1]
+        return seen.remedy("snapshot-revert", seen.name, str(name), "--force")
+    return f"give each its own file: {seen.remedy('dumpxml', seen.name)}"
 
 
 def _strays(seen: Examined) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,9 @@ def _tags(seen: Examined) -> Iterator[Finding]:
             kind="tag-twice",
             message=f"{target}: {image.spelled} has {len(tags)} internal snapshots {name!r}"
             + ("; the older are of an earlier try" if mendable else "; it is not clear which"),
-            remedy=drop if mendable else f"qemu-img snapshot -l {image.spelled}",
+            remedy=drop
+            if mendable
+            else shlex.join(["qemu-img", "snapshot", "-l", str(image.spelled)]),
             disk=target,
             path=image.path,
         )

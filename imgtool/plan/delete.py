@@ -12,18 +12,15 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from pathlib import Path
 
-from imgtool.model.domain import Head, SnapshotMode
-from imgtool.model.errors import ChainError, UnsupportedError
+from imgtool.model.domain import SnapshotMode
 from imgtool.model.image import Format, Image
 from imgtool.model.plan import (
     Aftermath,
-    ChangeInPlace,
     Drop,
     DropRecord,
     LateRecord,
     MergeDown,
     Move,
-    Node,
     Pin,
     Plan,
     PullImage,
@@ -36,6 +33,7 @@ from imgtool.model.plan import (
 from imgtool.model.snapshot import Snapshot
 from imgtool.plan.lineage import FileId, Held, Lineage, is_relative
 from imgtool.plan.names import backing_name
+from imgtool.plan.undertaking import Undertaking, node, require_sound
 
 MERGEABLE = frozenset({Format.RAW, Format.QCOW2})
 
@@ -50,13 +48,9 @@ class Way(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeleteFacts:
+class DeleteFacts(Undertaking):
     """What the survey found and the caller decided."""
 
-    head: Head
-    store: str
-    txid: str
-    workspace: Path
     lineage: Lineage
     writable: frozenset[Path]  # images that may be opened for writing
     folders: Mapping[Path, Path]  # folder as spelled: folder with links resolved
@@ -109,15 +103,9 @@ def plan_delete(name: str, facts: DeleteFacts) -> DeletePlan:
         for each in facts.lineage.held.values()
         if each.snapshot.parent == name
     )
-    domain = facts.head.domain
-    plan = Plan(
-        txid=facts.txid,
-        store=facts.store,
-        domain=domain.name,
-        uuid=domain.uuid,
-        summary=f"deletion of snapshot {name} of {domain.name}",
-        steps=tuple(draft.steps),
-        workspace=facts.workspace,
+    plan = facts.plan(
+        f"deletion of snapshot {name} of {facts.head.domain.name}",
+        draft.steps,
         aftermath=Aftermath(
             merges=tuple(draft.merges),
             relinks=tuple(draft.relinks),
@@ -157,25 +145,9 @@ def _delete_tag(target: str, held: Held, facts: DeleteFacts, draft: _Draft) -> N
     ids = [each.id for each in image.snapshots if each.tag == held.snapshot.name]
     if not ids:
         return  # nothing is left of it
-    if image.features is None or image.features.compat == "0.10":
-        raise UnsupportedError(
-            f"{target}: {image.spelled} is a compat=0.10 image, which cannot be blocked",
-            remedy=f"qemu-img amend -f qcow2 -o compat=1.1 {image.spelled}",
-        )
-    _require_sound(target, image)
-    number = len(draft.steps)
-    draft.steps.append(
-        ChangeInPlace(
-            target=target,
-            image=image.path,
-            identity=image.identity,
-            block_device=image.block_device,
-            # -d takes a tag, never an id (other than -a); libvirt may have made a tag twice.
-            commands=(("snapshot", "-d", held.snapshot.name),) * len(ids),
-            redo=facts.workspace / f"redo-{number}",
-            undo=facts.workspace / f"undo-{number}",
-        )
-    )
+    # -d takes a tag, never an id (other than -a); libvirt may have made a tag twice.
+    commands = [("snapshot", "-d", held.snapshot.name)] * len(ids)
+    draft.steps.append(facts.change(target, image, commands, len(draft.steps)))
     draft.written.add(image.path)
     draft.ways.append((target, Way.LEAVE, image.path, 0))
 
@@ -214,7 +186,7 @@ def _choose(
         needed = lineage.strangers_to(file) or lineage.tag_holders(file, but=name)
         return (Way.LEAVE, 0) if needed or base.block_device else (Way.DROP, 0)
     for image in (base, *children):
-        _require_sound(target, image)
+        require_sound(target, image)
     no_merge = _why_no_merge(base, children, name, facts)
     no_pull = _why_no_pull(base, children, name, facts)
     if no_merge and no_pull:
@@ -285,7 +257,7 @@ def _still_needed(base: Image, name: str, facts: DeleteFacts) -> bool:
 def _merge(target: str, base: Image, top: Image, facts: DeleteFacts, draft: _Draft) -> None:
     """`top` goes down into `base`; whatever named `top` names `base` from then on."""
     lineage = facts.lineage
-    draft.merges.append(MergeDown(target=target, layers=(_node(base), _node(top))))
+    draft.merges.append(MergeDown(target=target, layers=(node(base), node(top))))
     draft.written |= {base.path, top.path}
     for overlay in lineage.children(top.identity.file):
         folder = facts.folders[overlay.spelled.parent]
@@ -356,10 +328,6 @@ def _drop(target: str, image: Image, draft: _Draft) -> None:
     draft.dropped.add(image.path)
 
 
-def _node(image: Image) -> Node:
-    return Node(path=image.path, format=image.format, block_device=image.block_device)
-
-
 def _pins(held: Held, facts: DeleteFacts, draft: _Draft) -> Iterator[Pin]:
     for image in facts.lineage.images().values():
         if image.path in draft.written | draft.dropped:
@@ -384,12 +352,3 @@ def _target_of(image: Image, facts: DeleteFacts) -> str:
         (target for target, chain in chains if image.path in {each.path for each in chain.images}),
         "disk",
     )
-
-
-def _require_sound(target: str, image: Image) -> None:
-    if image.corrupt or image.dirty:
-        word = "corrupt" if image.corrupt else "dirty"
-        raise ChainError(
-            f"{target}: {image.spelled} is marked {word}",
-            remedy=f"qemu-img check -r all -f {image.format} {image.spelled}",
-        )

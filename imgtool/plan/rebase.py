@@ -14,7 +14,6 @@ from imgtool.plan.blockjob import (
     JobPlan,
     Piece,
     assemble,
-    change,
     require_whole_file,
     require_writable,
     settled,
@@ -102,7 +101,7 @@ def _changes(
         if not same or number == len(wanted) - 1:
             require_writable(target, overlay, facts)
             command = ("rebase", "-u", "-F", str(base.format), "-b", name)
-            yield change(target, overlay, command, facts, number)
+            yield facts.change(target, overlay, [command], f"{target}-{number}")
 
 
 def _require_no_loop(target: str, image: Image, below: tuple[Image, ...]) -> None:

@@ -14,12 +14,10 @@ from imgtool.plan.blockjob import (
     JobPlan,
     Piece,
     assemble,
-    change,
-    node,
-    require_sound,
     require_whole_file,
     require_writable,
 )
+from imgtool.plan.undertaking import node, require_sound
 
 SECTOR = 512  # bytes; a disk has a whole number of them
 MAX_SIZE = 2**63 - 2**30  # bytes; QEMU's own limit
@@ -64,11 +62,11 @@ def plan_resize(target: str, request: ResizeRequest, facts: JobFacts) -> JobPlan
     shrink = ("--shrink",) if size < image.virtual_size else ()
     # Where the base reaches beyond the old end, that part must not come to light.
     below = chain.images[-2:-1] if any(_longer(each, image) for each in chain.images) else ()
-    step = change(
+    step = facts.change(
         target,
         image,
-        ("resize", *shrink, "--", str(size)),
-        facts,
+        [("resize", *shrink, "--", str(size))],
+        target,
         below=tuple(node(each) for each in below),
     )
     piece = Piece(job=job, steps=(step,), written=frozenset({image.path}))

@@ -7,12 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from imgtool.model.domain import Disk, Head, SnapshotMode
+from imgtool.model.domain import Disk, SnapshotMode
 from imgtool.model.errors import ChainError, LossError, UnsupportedError
 from imgtool.model.image import Chain, Format, Image, Qcow2Features
 from imgtool.model.plan import (
     Aftermath,
-    ChangeInPlace,
     CopyImage,
     CreateOverlay,
     Drop,
@@ -28,16 +27,13 @@ from imgtool.model.plan import (
 from imgtool.model.snapshot import Snapshot, SnapshotDisk
 from imgtool.plan.lineage import FileId, Held, Lineage, files_of, is_relative
 from imgtool.plan.names import backing_name
+from imgtool.plan.undertaking import Undertaking, require_sound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RevertFacts:
+class RevertFacts(Undertaking):
     """What the survey found and the caller decided."""
 
-    head: Head
-    store: str
-    txid: str
-    workspace: Path
     created: int  # seconds since the epoch; of the kept branch
     lineage: Lineage
     taken: frozenset[Path]  # names that exist beside the images
@@ -91,16 +87,10 @@ def plan_revert(name: str, facts: RevertFacts) -> RevertPlan:
         PutRecord(name=each.name, previous=facts.records.get(each.name)) for each in snapshots
     ]
     records.append(SetCurrent(name=name, previous=facts.current))
-    domain = facts.head.domain
-    plan = Plan(
-        txid=facts.txid,
-        store=facts.store,
-        domain=domain.name,
-        uuid=domain.uuid,
-        summary=f"revert of {domain.name} to snapshot {name}",
-        steps=tuple(draft.steps),
-        records=tuple(records),
-        workspace=facts.workspace,
+    plan = facts.plan(
+        f"revert of {facts.head.domain.name} to snapshot {name}",
+        draft.steps,
+        records=records,
         aftermath=Aftermath(drops=drops),
     )
     return RevertPlan(
@@ -149,7 +139,8 @@ def _revert_disk(disk: Disk, held: Held, facts: RevertFacts, draft: _Draft) -> N
             remedy="revert this disk by the same means",
         )
     chain = held.chain(disk.target)
-    _require_sound(disk.target, chain)
+    for image in chain.images:
+        require_sound(disk.target, image)
     old = facts.lineage.current.get(disk.target)
     if mode is SnapshotMode.INTERNAL:
         _internal(disk, held, chain, old, facts, draft)
@@ -189,7 +180,7 @@ def _internal(
             base_format=image.format,
             snapshot_id=ids[0],
             overlay=path,
-            staged=_staged(path, facts, draft),
+            staged=facts.staged(path, len(draft.steps)),
             virtual_size=image.virtual_size,
             features=image.features or Qcow2Features(),
         )
@@ -201,24 +192,9 @@ def _internal(
 def _in_place(
     disk: Disk, image: Image, snapshot_id: str, chain: Chain, facts: RevertFacts, draft: _Draft
 ) -> None:
-    if image.features is None or image.features.compat == "0.10":
-        raise UnsupportedError(
-            f"{disk.target}: {image.spelled} is a compat=0.10 image, which cannot be blocked",
-            remedy=f"qemu-img amend -f qcow2 -o compat=1.1 {image.spelled}",
-        )
     keep = (("snapshot", "-c", facts.keep),) if facts.keep else ()
-    number = len(draft.steps)
-    draft.steps.append(
-        ChangeInPlace(
-            target=disk.target,
-            image=image.path,
-            identity=image.identity,
-            block_device=image.block_device,
-            commands=(*keep, ("snapshot", "-a", snapshot_id)),
-            redo=facts.workspace / f"redo-{number}",
-            undo=facts.workspace / f"undo-{number}",
-        )
-    )
+    commands = (*keep, ("snapshot", "-a", snapshot_id))
+    draft.steps.append(facts.change(disk.target, image, commands, len(draft.steps)))
     draft.in_place[disk.target] = image
     draft.staying.append(chain)
 
@@ -237,7 +213,7 @@ def _over(disk: Disk, held: Held, chain: Chain, facts: RevertFacts, draft: _Draf
             base_format=base.format,
             backing=backing_name(named, facts.folders[path.parent], relative=relative),
             overlay=path,
-            staged=_staged(path, facts, draft),
+            staged=facts.staged(path, len(draft.steps)),
             virtual_size=base.virtual_size,
             features=base.features or Qcow2Features(),
         )
@@ -255,10 +231,6 @@ def _free_name(base: Path, snapshot: str, facts: RevertFacts, draft: _Draft) -> 
         number += 1
     draft.names.add(path)
     return path
-
-
-def _staged(path: Path, facts: RevertFacts, draft: _Draft) -> Path:
-    return path.parent / f".imgtool-{facts.txid}-{len(draft.steps)}"
 
 
 def _drops(draft: _Draft, facts: RevertFacts) -> Iterator[Drop]:
@@ -374,13 +346,3 @@ def _space(draft: _Draft, facts: RevertFacts) -> Iterator[Space]:
         elif isinstance(step, CreateOverlay):
             size = 5 * step.features.cluster_size
             yield Space(target=step.target, folder=step.overlay.parent, size=size)
-
-
-def _require_sound(target: str, chain: Chain) -> None:
-    for image in chain.images:
-        if image.corrupt or image.dirty:
-            word = "corrupt" if image.corrupt else "dirty"
-            raise ChainError(
-                f"{target}: {image.spelled} is marked {word}",
-                remedy=f"qemu-img check -r all -f {image.format} {image.spelled}",
-            )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from imgtool.model.domain import Head, SnapshotMode
+from imgtool.model.domain import SnapshotMode
 from imgtool.model.errors import BadRequestError, ChainError, ExistsError, UnsupportedError
 from imgtool.model.image import Chain, Format, Image, Qcow2Features
 from imgtool.model.plan import (
@@ -24,6 +24,7 @@ from imgtool.model.plan import (
 from imgtool.model.snapshot import Snapshot, SnapshotDisk, SnapshotRequest
 from imgtool.plan.names import backing_name, check_overlay, check_snapshot_name
 from imgtool.plan.select import Choice
+from imgtool.plan.undertaking import Undertaking, require_sound
 
 MAX_LAYERS = 200  # QEMU and libvirt start no deeper chain
 _SCRATCH_CLUSTER = 65536  # bytes; of the scratch layer
@@ -48,13 +49,9 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class Facts(Undertaking):
     """What the survey found and the caller decided."""
 
-    head: Head
-    store: str
-    txid: str
-    workspace: Path
     created: int  # seconds since the epoch
     chains: Mapping[str, Chain]  # of every disk whose chain can be read
     places: Mapping[str, Place] = field(default_factory=dict)
@@ -93,7 +90,8 @@ def plan_snapshot(
     steps: list[Step] = []
     moves: list[Move] = []
     for choice in taking:
-        _require_sound(choice.disk.target, facts.chains[choice.disk.target])
+        for image in facts.chains[choice.disk.target].images:
+            require_sound(choice.disk.target, image)
         if choice.mode is SnapshotMode.INTERNAL:
             steps.append(_change(choice, name, facts, len(steps)))
         elif choice.disk.target in facts.prepared:
@@ -103,17 +101,8 @@ def plan_snapshot(
             steps.append(overlay)
             moves.append(Move(target=overlay.target, path=overlay.overlay, format=Format.QCOW2))
     _require_distinct(moves, facts)
-    domain = facts.head.domain
-    plan = Plan(
-        txid=facts.txid,
-        store=facts.store,
-        domain=domain.name,
-        uuid=domain.uuid,
-        summary=f"snapshot {name} of {domain.name}",
-        steps=tuple(steps),
-        records=_records(name, facts),
-        workspace=facts.workspace,
-    )
+    summary = f"snapshot {name} of {facts.head.domain.name}"
+    plan = facts.plan(summary, steps, records=_records(name, facts))
     return SnapshotPlan(
         plan=plan,
         moves=tuple(moves),
@@ -190,17 +179,6 @@ def _require_own_files(taking: Sequence[Choice], facts: Facts) -> None:
                 )
 
 
-def _require_sound(target: str, chain: Chain) -> None:
-    for image in chain.images:
-        if image.corrupt or image.dirty:
-            word = "corrupt" if image.corrupt else "dirty"
-            raise ChainError(
-                f"{target}: {image.spelled} is marked {word}",
-                remedy=f"imgtool recover; else qemu-img check -r all -f {image.format} "
-                f"{image.spelled}",
-            )
-
-
 def _require_distinct(moves: Sequence[Move], facts: Facts) -> None:
     seen: dict[Path, str] = {}
     for move in moves:
@@ -241,7 +219,7 @@ def _overlay(choice: Choice, facts: Facts, number: int) -> CreateOverlay:
         base_format=base.format,
         backing=backing_name(named, place.folder, relative=facts.relative),
         overlay=place.overlay,
-        staged=place.overlay.parent / f".imgtool-{facts.txid}-{number}",
+        staged=facts.staged(place.overlay, number),
         virtual_size=base.virtual_size,
         features=base.features or Qcow2Features(),
     )
@@ -251,7 +229,7 @@ def _reuse(choice: Choice, facts: Facts) -> Move:
     target = choice.disk.target
     chain, made = facts.chains[target], facts.prepared[target]
     _require_depth(target, chain)
-    _require_sound(target, Chain((made.image,)))
+    require_sound(target, made.image)
     base, image = chain.active, made.image
     problem = ""
     if image.identity.file == base.identity.file:
@@ -285,25 +263,12 @@ def _change(choice: Choice, name: str, facts: Facts, number: int) -> ChangeInPla
             f"{target}: internal snapshot unsupported for storage type {image.format}",
             remedy=f"take an external one: --diskspec {target},snapshot=external",
         )
-    if image.features.compat == "0.10":
-        raise UnsupportedError(
-            f"{target}: {image.spelled} is a compat=0.10 image, which cannot be blocked",
-            remedy=f"qemu-img amend -f qcow2 -o compat=1.1 {image.spelled}",
-        )
     if image.features.refcount_bits == 1:
         raise UnsupportedError(
             f"{target}: {image.spelled} counts references in one bit, so no cluster can be shared",
             remedy=f"qemu-img amend -f qcow2 -o refcount_bits=16 {image.spelled}",
         )
-    return ChangeInPlace(
-        target=target,
-        image=image.path,
-        identity=image.identity,
-        block_device=image.block_device,
-        commands=(("snapshot", "-c", name),),
-        redo=facts.workspace / f"redo-{number}",
-        undo=facts.workspace / f"undo-{number}",
-    )
+    return facts.change(target, image, [("snapshot", "-c", name)], number)
 
 
 def _notes(moves: Sequence[Move], facts: Facts) -> Iterable[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from imgtool.model.domain import DomainState
 from imgtool.model.image import Identity
 from imgtool.plan.finding import Examined, Stray
 
@@ -28,7 +29,7 @@ def rubbish_of(seen: Examined, *, force: bool) -> tuple[Rubbish, ...]:
     `force`: strays that hold data, too. Where a domain or a snapshot of the store cannot be read,
     nobody knows what it names, and everything stays.
     """
-    doubt = f"{', '.join(seen.doubts)} cannot be read, and may need it" if seen.doubts else ""
+    doubt = _doubt(seen)
     found = [
         Rubbish(path=each.path, inode=each.inode, target="staged", size=0, reason=doubt)
         for each in seen.leftovers
@@ -54,6 +55,15 @@ def rubbish_of(seen: Examined, *, force: bool) -> tuple[Rubbish, ...]:
             )
         )
     return tuple(found)
+
+
+def _doubt(seen: Examined) -> str:
+    """Why nobody can tell what is needed; empty if it is known."""
+    if seen.doubts:
+        return f"{', '.join(seen.doubts)} cannot be read, and may need it"
+    if seen.head is not None and seen.head.state is not DomainState.SHUTOFF:
+        return f"the domain is {seen.head.state}: what it uses now may not be in its XML"
+    return ""
 
 
 def _overlays_first(strays: Iterable[Stray]) -> Iterator[Stray]:
