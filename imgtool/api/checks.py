@@ -60,10 +60,15 @@ def check(world: World, domain: str = "", *, quick: bool = False) -> tuple[Check
     Unless `quick`, qemu-img checks each image. What is broken is a finding, never an error.
     Raises NotFoundError for a domain that is not there, and StoreError without a store.
     """
-    around = look_around(world)
-    names = (listed_name(world, domain, around),) if domain else tuple(around.glances)
-    seen = (examine(name, around, world, quick=quick) for name in names)
-    return tuple(Checkup(domain=each.name, findings=findings_of(each)) for each in seen)
+    with world.interrupt.deferred(world.qemu.cancel):
+        around = look_around(world)
+        names = (listed_name(world, domain, around),) if domain else tuple(around.glances)
+        found = []
+        for name in names:
+            seen = examine(name, around, world, quick=quick)
+            world.interrupt.check()
+            found.append(Checkup(domain=seen.name, findings=findings_of(seen)))
+    return tuple(found)
 
 
 def listed_name(world: World, domain: str, around: Surroundings) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -75,7 +76,12 @@ def look_at(name: str, world: World, known: Formats | None = None) -> Glance:
 
 
 def formats_of(glances: Iterable[Glance]) -> Formats:
-    """What the domains, their snapshots and overlays record of the formats of files."""
+    """What the domains, their snapshots and overlays record of the formats of files.
+
+    A record is: a `<driver type=...>` or `<backingStore>` that a domain's XML, or a snapshot's
+    copy of it, spells out for the file; a snapshot's own `<disk>` with driver and source; the
+    backing format in another overlay of the file. What is in the file itself is none.
+    """
     found: dict[FileId, set[str]] = {}
 
     def note(path: Path, fmt: str) -> None:
@@ -198,7 +204,7 @@ def _layers(disk: Disk, world: World, formats: Formats) -> Iterator[Image | Flaw
     while name is not None:
         if fmt is None:
             message = f"{name}: of a format that imgtool does not know"
-            yield flaw("unsupported", name, message, f"qemu-img info {name}")
+            yield flaw("unsupported", name, message, shlex.join(["qemu-img", "info", str(name)]))
             return
         try:
             image = image_at(name, fmt, world)
@@ -211,9 +217,18 @@ def _layers(disk: Disk, world: World, formats: Formats) -> Iterator[Image | Flaw
         except ImgtoolError as error:
             yield flaw("unreadable", name, error.message, error.remedy)
             return
-        if image.identity.file in seen or len(seen) > MAX_LAYERS:
+        if image.identity.file in seen:
             below = f"qemu-img rebase -u -f {image.format} -F FORMAT -b BASE"
-            yield flaw("loop", name, f"{name}: the backing chain loops", f"{below} {name}")
+            yield flaw(
+                "loop",
+                name,
+                f"{name}: the backing chain loops",
+                f"{below} {shlex.quote(str(name))}",
+            )
+            return
+        if len(seen) >= MAX_LAYERS:
+            message = f"{name}: over {MAX_LAYERS} layers deep, which QEMU does not start"
+            yield flaw("too-deep", name, message, shlex.join(["qemu-img", "commit", str(name)]))
             return
         seen.add(image.identity.file)
         yield image

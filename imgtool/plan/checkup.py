@@ -11,6 +11,7 @@ from imgtool.plan.checkup_records import record_findings
 from imgtool.plan.finding import Examined, Finding, Flaw, Severity, worst_first
 from imgtool.plan.lineage import FileId, Held, files_of, is_relative
 from imgtool.plan.names import backing_name
+from imgtool.plan.sweep import stray_findings
 
 
 def findings_of(seen: Examined) -> tuple[Finding, ...]:
@@ -18,7 +19,7 @@ def findings_of(seen: Examined) -> tuple[Finding, ...]:
     found: list[Finding] = [*seen.problems, *_pending(seen)]
     if seen.head is not None:
         found += [*_memory(seen), *_flaws(seen), *_images(seen), *_links(seen), *_shared(seen)]
-        found += [*record_findings(seen), *_strays(seen)]
+        found += [*record_findings(seen), *stray_findings(seen)]
     return worst_first(tuple(found))
 
 
@@ -257,7 +258,7 @@ def _shared(seen: Examined) -> Iterator[Finding]:
             if other != target and file in files_of([theirs])
         ]
         outside = seen.lineage.strangers_to(file)
-        if not beside and not outside or told & {target}:
+        if target in told or not (beside or outside):
             continue
         told |= {target, *beside}
         yield Finding(
@@ -278,26 +279,3 @@ def _apart(seen: Examined, *, back: bool) -> str:
         name = seen.current if seen.current in whole else whole[-1]
         return seen.remedy("snapshot-revert", seen.name, str(name), "--force")
     return f"give each its own file: {seen.remedy('dumpxml', seen.name)}"
-
-
-def _strays(seen: Examined) -> Iterator[Finding]:
-    for stray in seen.strays:
-        what = "with data of its own" if stray.has_data else "without data of its own"
-        force = ["--force"] if stray.has_data else []
-        yield Finding(
-            severity=Severity.WARNING,
-            kind="stray",
-            message=f"{stray.target}: {stray.image.spelled}, an overlay {what}, is in no "
-            "domain and no snapshot",
-            remedy=seen.remedy("gc", seen.name, *force),
-            disk=stray.target,
-            path=stray.image.path,
-        )
-    for leftover in seen.leftovers:
-        yield Finding(
-            severity=Severity.WARNING,
-            kind="staged",
-            message=f"{leftover.path} was staged by a transaction that is not open any more",
-            remedy=seen.remedy("gc", seen.name),
-            path=leftover.path,
-        )

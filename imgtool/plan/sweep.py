@@ -8,7 +8,7 @@ from pathlib import Path
 
 from imgtool.model.domain import DomainState
 from imgtool.model.image import Identity
-from imgtool.plan.finding import Examined, Stray
+from imgtool.plan.finding import Examined, Finding, Severity, Stray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +55,30 @@ def rubbish_of(seen: Examined, *, force: bool) -> tuple[Rubbish, ...]:
             )
         )
     return tuple(found)
+
+
+def stray_findings(seen: Examined) -> Iterator[Finding]:
+    """What could be swept, for a report."""
+    for stray in seen.strays:
+        what = "with data of its own" if stray.has_data else "without data of its own"
+        force = ["--force"] if stray.has_data else []
+        yield Finding(
+            severity=Severity.WARNING,
+            kind="stray",
+            message=f"{stray.target}: {stray.image.spelled}, an overlay {what}, is in no "
+            "domain and no snapshot",
+            remedy=seen.remedy("gc", seen.name, *force),
+            disk=stray.target,
+            path=stray.image.path,
+        )
+    for leftover in seen.leftovers:
+        yield Finding(
+            severity=Severity.WARNING,
+            kind="staged",
+            message=f"{leftover.path} was staged by a transaction that is not open any more",
+            remedy=seen.remedy("gc", seen.name),
+            path=leftover.path,
+        )
 
 
 def _doubt(seen: Examined) -> str:

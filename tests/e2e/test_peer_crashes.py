@@ -289,6 +289,26 @@ def test_eio_at_the_snapshot_xml(machine: Machine, peer: Peer, tmp_path: Path, f
     assert guest(machine) == latest
 
 
+def test_two_records_that_claim_to_be_current(machine: Machine, peer: Peer) -> None:
+    """libvirt rewrites the old one first: a power cut may bring it back. And a .new is a record."""
+    for name in ("p", "x"):
+        machine.virsh("snapshot-create-as", "vm", name, "--disk-only")
+    old = peer.folder / "lib/qemu/snapshot/vm/p.xml"
+    text = old.read_text()
+    assert "<active>0</active>" in text
+    old.write_text(text.replace("<active>0</active>", "<active>1</active>"))
+    half = old.with_name("x.xml.new")
+    half.write_text(text)
+    seen = inside(peer, "imgtool -c qemu:///system --json check vm")
+    twice, ignored = sorted(json.loads(seen.stdout)["findings"], key=lambda each: each["kind"])
+    assert (twice["kind"], ignored["kind"]) == ("current-twice", "record-ignored")
+    assert ignored["remedy"].endswith("rm -- /var/lib/libvirt/qemu/snapshot/vm/x.xml.new")
+    half.unlink()
+    assert inside(peer, twice["remedy"]).returncode == 0
+    assert "<active>0</active>" in old.read_text()
+    assert machine.virsh("snapshot-current", "vm", "--name") == "x"
+
+
 def test_killed_at_the_first_rename_of_a_revert(machine: Machine) -> None:
     """As 11.3 leaves it (9.0 has no such revert): new overlays made, those in use unlinked."""
     at_x = guest(machine)
@@ -330,7 +350,12 @@ def test_killed_behind_the_first_disk_of_a_deletion(machine: Machine) -> None:
     words = shlex.split(first["remedy"])[1:]
     ended = command.imgtool(*words)
     assert ended.returncode == 3
+    stray = machine.images / "stray"
+    base = ["-F", "raw", "-b", str(machine.image("vdc"))]
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *base, stray], check=True)
+    assert "may not be in its XML" in machine.done("gc", "vm", "--force")
     machine.remedy(ended)
+    assert f"{stray} removed" in machine.done("gc", "vm")
     follow(first["remedy"])
     assert kinds(machine) == []
     assert guest(machine) == latest

@@ -277,6 +277,13 @@ def test_a_format_that_records_disagree_upon_is_not_guessed(machine: MadeDomain)
     assert repair(machine) == ()
 
 
+def test_a_file_that_another_domain_writes_is_told_of(machine: MadeDomain) -> None:
+    make_second(machine, now(machine, "vda"))
+    (found,) = findings(machine)
+    assert (found.kind, found.severity) == ("shared", Severity.WARNING)
+    assert "domain vm2" in found.message
+
+
 def make_second(made: MadeDomain, image: Path, name: str = "vm2") -> None:
     """Another domain of the store, with one disk."""
     xml = made.xml.read_text()
