@@ -21,6 +21,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -112,14 +113,17 @@ class LibvirtStore:
         """libvirtd goes on defining a domain when the client that asked for it is gone.
 
         That takes seconds where it looks at QEMU's capabilities, one look at a time; so libvirt
-        is asked for something that needs them as well and changes nothing. Whether it can do
-        that is all the same.
+        is asked for something that needs them as well and changes nothing; whether it can do
+        that is all the same. It may get its looks before the other, which then needs no longer
+        for the rest than this has taken.
         """
         if self._embedded:
             return  # it died with the process
         xml = self.head(domain).xml.decode()
+        begun = time.monotonic()
         with suppress(self._libvirt.libvirtError):
             self._connection.domainXMLToNative("qemu-argv", xml)
+        time.sleep(time.monotonic() - begun)
 
     def settle(self, domain: str) -> None:
         """Idempotent. What libvirt's own writes left (NAME.xml.new) is libvirt's."""
