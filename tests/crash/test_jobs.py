@@ -55,6 +55,8 @@ def _strike(job: Job, fate: Fate, points: range) -> dict[Outcome, int]:
         job.fresh()
         doom = Doom(fate=fate, at=at)
         ended = end_in(job, doom)
+        if ended is None:
+            job.recover()  # what failed was tidying up, which is left to whoever comes next
         struck = f"call {at}: {doom.trace[at - 1]}; {ended!r}"
         try:
             outcome = job.outcome()
