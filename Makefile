@@ -30,7 +30,7 @@ crash: setup	## the long crash matrices: every system call, every flush, hundred
 bench: setup	## measure against virsh and plain qemu-img, side by side
 	@$(PYTHON) -m tests.bench $(ARGS)
 
-soak: setup	## repeat every test and the crash matrices with new seeds for SOAK seconds (3600)
+soak: setup	## 50,000 random steps, then every test with new seeds for SOAK seconds (3600)
 	@.ci/soak $(SOAK) -n $(JOBS) --dist loadgroup $(ARGS)
 
 clean:	## remove .venv and all that the tools left here; Debian packages stay

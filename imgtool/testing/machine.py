@@ -22,15 +22,21 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from imgtool import api
 from imgtool.engine.world import World
 from imgtool.model.domain import Disk, SnapshotMode
-from imgtool.model.errors import ChainError
-from imgtool.model.image import Format, Qcow2Features
+from imgtool.model.errors import ChainError, LossError
 from imgtool.model.snapshot import SnapshotDisk, SnapshotRequest
 from imgtool.testing.domains import make_domain
 from imgtool.testing.images import KIB, make_image, write_pattern
 from imgtool.testing.moments import Expected, Place
-from imgtool.testing.rig import NO_TROUBLE, Operation, Rig, recovery
-from imgtool.testing.strategies import ImageDraft
-from imgtool.testing.trouble import GuestWrite, Kind, Trouble
+from imgtool.testing.rig import Operation, Rig, recovery
+from imgtool.testing.strategies import (
+    ImageDraft,
+    disk_modes,
+    guest_writes,
+    small_disks,
+    snapshot_prefixes,
+    troubles,
+)
+from imgtool.testing.trouble import GuestWrite, Trouble
 
 DOMAIN = "vm"
 MAX_DISKS = 3
@@ -38,57 +44,6 @@ MAX_SNAPSHOTS = 8  # each is read after every step
 MAX_SIZE = 512 * KIB  # bytes, of a disk
 MAX_EFFECTS = 120  # of one operation; a snapshot of three disks has about 110
 NO, INTERNAL, EXTERNAL = SnapshotMode.NO, SnapshotMode.INTERNAL, SnapshotMode.EXTERNAL
-
-
-def small_features() -> st.SearchStrategy[Qcow2Features]:
-    """qcow2 features that keep files small and leave room for many snapshots."""
-    version_3 = st.builds(
-        Qcow2Features,
-        cluster_size=st.sampled_from((512, 4 * KIB, 64 * KIB)),
-        lazy_refcounts=st.booleans(),
-        refcount_bits=st.sampled_from((8, 16, 64)),
-    )
-    subclusters = st.builds(Qcow2Features, extended_l2=st.just(True))
-    version_2 = st.builds(Qcow2Features, compat=st.just("0.10"))
-    return st.one_of(version_3, version_3, subclusters, version_2)
-
-
-def small_disks() -> st.SearchStrategy[list[ImageDraft]]:
-    """The disks of a domain: qcow2 or raw, of whole sectors, seldom of whole clusters."""
-    sizes = st.integers(8, MAX_SIZE // 512).map(lambda sectors: sectors * 512)
-    qcow2 = st.builds(
-        ImageDraft, format=st.just(Format.QCOW2), size=sizes, features=small_features()
-    )
-    raw = st.builds(ImageDraft, format=st.just(Format.RAW), size=sizes)
-    return st.lists(st.one_of(qcow2, qcow2, raw), min_size=1, max_size=MAX_DISKS)
-
-
-def troubles() -> st.SearchStrategy[Trouble]:
-    """Nothing in a third of all cases; else anything, early or late."""
-    kinds = st.sampled_from([kind for kind in Kind if kind is not Kind.NONE])
-    early = st.builds(Trouble, kinds, st.integers(1, MAX_EFFECTS // 3))
-    late = st.builds(Trouble, kinds, st.integers(1, MAX_EFFECTS))
-    return st.one_of(st.just(NO_TROUBLE), early, late)
-
-
-def modes() -> st.SearchStrategy[list[SnapshotMode]]:
-    """How each disk takes part in a snapshot."""
-    each = st.sampled_from((EXTERNAL, INTERNAL, NO))
-    return st.lists(each, min_size=MAX_DISKS, max_size=MAX_DISKS)
-
-
-def guest_writes() -> st.SearchStrategy[tuple[int, int, int, int]]:
-    """Which disk, from which sector, how many sectors, and which byte; all but the byte modulo."""
-    sectors = MAX_SIZE // 512
-    some = st.integers(1, 2 * 64 * KIB // 512)
-    return st.tuples(
-        st.integers(0, MAX_DISKS - 1), st.integers(0, sectors - 1), some, st.integers(0, 255)
-    )
-
-
-def prefixes() -> st.SearchStrategy[str]:
-    """What the name of a snapshot begins with; a number follows."""
-    return st.sampled_from(("s", "a,b", "é 中", "<&'\">", "a:b=", "x."))
 
 
 def seldom(event: str) -> Callable[[SnapshotMachine], bool]:
@@ -113,7 +68,7 @@ class SnapshotMachine(RuleBasedStateMachine):
         self._names = 0
         self._sound = True
 
-    @initialize(drafts=small_disks())
+    @initialize(drafts=small_disks(max_disks=MAX_DISKS, max_size=MAX_SIZE))
     def make(self, drafts: list[ImageDraft]) -> None:
         """The domain, and one piece of data on each disk."""
         folder = self.place / "store"
@@ -136,19 +91,23 @@ class SnapshotMachine(RuleBasedStateMachine):
         expected = Expected(active=active, contents=contents, files=files)
         self.rig = self.rig_type(make_domain(folder, DOMAIN, disks), expected, scratch)
 
-    @precondition(lambda self: len(self.expected.moments) < MAX_SNAPSHOTS)
-    @rule(prefix=prefixes(), relative=st.booleans(), trouble=troubles())
+    @precondition(lambda self: self.settled and len(self.expected.moments) < MAX_SNAPSHOTS)
+    @rule(
+        prefix=snapshot_prefixes(),
+        relative=st.booleans(),
+        trouble=troubles(max_effects=MAX_EFFECTS),
+    )
     def create_external(self, prefix: str, relative: bool, trouble: Trouble) -> None:
         """Of all disks."""
         chosen = self._by_target([EXTERNAL] * MAX_DISKS)
         self.take(self._new_name(prefix), chosen, trouble, relative=relative)
 
-    @precondition(lambda self: len(self.expected.moments) < MAX_SNAPSHOTS)
+    @precondition(lambda self: self.settled and len(self.expected.moments) < MAX_SNAPSHOTS)
     @rule(
         left_out=st.integers(0, MAX_DISKS - 1),
-        prefix=prefixes(),
+        prefix=snapshot_prefixes(),
         relative=st.booleans(),
-        trouble=troubles(),
+        trouble=troubles(max_effects=MAX_EFFECTS),
     )
     def create_external_of_some(
         self, left_out: int, prefix: str, relative: bool, trouble: Trouble
@@ -158,30 +117,73 @@ class SnapshotMachine(RuleBasedStateMachine):
         chosen = self._by_target(some)
         self.take(self._new_name(prefix), chosen, trouble, relative=relative)
 
-    @precondition(lambda self: len(self.expected.moments) < MAX_SNAPSHOTS)
-    @rule(prefix=prefixes(), trouble=troubles())
+    @precondition(lambda self: self.settled and len(self.expected.moments) < MAX_SNAPSHOTS)
+    @rule(prefix=snapshot_prefixes(), trouble=troubles(max_effects=MAX_EFFECTS))
     def create_internal(self, prefix: str, trouble: Trouble) -> None:
         """Of all disks that can have one; refused if none can."""
         able = [INTERNAL if place.internal else NO for place in self.expected.active.values()]
         self.take(self._new_name(prefix), self._by_target(able), trouble)
 
-    @precondition(lambda self: len(self.expected.moments) < MAX_SNAPSHOTS)
-    @rule(modes=modes(), prefix=prefixes(), relative=st.booleans(), trouble=troubles())
+    @precondition(lambda self: self.settled and len(self.expected.moments) < MAX_SNAPSHOTS)
+    @rule(
+        modes=disk_modes(max_disks=MAX_DISKS),
+        prefix=snapshot_prefixes(),
+        relative=st.booleans(),
+        trouble=troubles(max_effects=MAX_EFFECTS),
+    )
     def create_mixed(
         self, modes: list[SnapshotMode], prefix: str, relative: bool, trouble: Trouble
     ) -> None:
         """Any mode for any disk, possible or not."""
         self.take(self._new_name(prefix), self._by_target(modes), trouble, relative=relative)
 
-    @precondition(lambda self: self.expected.moments and seldom("again")(self))
-    @rule(number=st.integers(0, MAX_SNAPSHOTS), trouble=troubles())
+    @precondition(lambda self: self.settled and self.expected.moments and seldom("again")(self))
+    @rule(number=st.integers(0, MAX_SNAPSHOTS), trouble=troubles(max_effects=MAX_EFFECTS))
     def create_again(self, number: int, trouble: Trouble) -> None:
         """With a name that is taken: refused."""
         self.rig.events["again"] += 1
         moment = self.expected.moments[number % len(self.expected.moments)]
         self.take(moment.name, self._by_target([EXTERNAL] * 3), trouble)
 
-    @rule(writes=st.lists(guest_writes(), min_size=1, max_size=4))
+    @precondition(lambda self: self.settled and self.expected.moments)
+    @rule(
+        number=st.integers(0, MAX_SNAPSHOTS),
+        force=st.booleans(),
+        keep=st.booleans(),
+        trouble=troubles(max_effects=MAX_EFFECTS),
+    )
+    def revert(self, number: int, force: bool, keep: bool, trouble: Trouble) -> None:
+        """To any snapshot; what was written since is kept, or dropped, or is a reason not to."""
+        name = self.expected.moments[number % len(self.expected.moments)].name
+        kept = self._new_name("kept") if keep else ""
+        options = api.RevertOptions(force=force, keep_as=kept)
+        operation = Operation(
+            name="revert",
+            work=lambda world: api.revert_to(world, DOMAIN, name, options),
+            change=partial(Expected.reverted, name=name, keep=kept, force=force),
+            may_refuse=() if force or keep else (LossError,),
+            learns=True,
+        )
+        self.rig.perform(operation, trouble)
+
+    @precondition(lambda self: self.settled and self.expected.moments)
+    @rule(number=st.integers(0, MAX_SNAPSHOTS), trouble=troubles(max_effects=MAX_EFFECTS))
+    def delete(self, number: int, trouble: Trouble) -> None:
+        """Any snapshot: what it froze is merged, pulled or dropped; all else reads as before."""
+        name = self.expected.moments[number % len(self.expected.moments)].name
+        operation = Operation(
+            name="delete",
+            work=lambda world: api.delete_snapshot(world, DOMAIN, name, api.DeleteOptions()),
+            change=partial(Expected.without, name=name),
+            learns=True,
+        )
+        self.rig.perform(operation, trouble)
+
+    @rule(
+        writes=st.lists(
+            guest_writes(max_disks=MAX_DISKS, max_size=MAX_SIZE), min_size=1, max_size=4
+        )
+    )
     def guest_write(self, writes: list[tuple[int, int, int, int]]) -> None:
         """Through the active layer; after a crash, too, wherever QEMU opens the image."""
         for disk, sector, sectors, byte in writes:
@@ -192,7 +194,7 @@ class SnapshotMachine(RuleBasedStateMachine):
             self.rig.write(GuestWrite(target, first * 512, length, byte))
 
     @precondition(lambda self: self.rig.disturbed or seldom("recover: done")(self))
-    @rule(trouble=troubles())
+    @rule(trouble=troubles(max_effects=MAX_EFFECTS))
     def recover(self, trouble: Trouble) -> None:
         """Twice the same is harmless; it may be killed as well."""
         self.rig.perform(recovery(), trouble)
@@ -204,7 +206,7 @@ class SnapshotMachine(RuleBasedStateMachine):
         self.rig.edit()
 
     @precondition(seldom("look: done"))
-    @rule(modes=modes())
+    @rule(modes=disk_modes(max_disks=MAX_DISKS))
     def look(self, modes: list[SnapshotMode]) -> None:
         """Listing and --dry-run change nothing, whatever state the domain is in."""
         options = api.SnapshotOptions(dry_run=True)
@@ -237,6 +239,11 @@ class SnapshotMachine(RuleBasedStateMachine):
                 self.rig.verify()
         finally:
             shutil.rmtree(self.place)
+
+    @property
+    def settled(self) -> bool:
+        """Where things are is known, so that what is possible can be foretold."""
+        return not self.rig.unlearned
 
     @property
     def expected(self) -> Expected:

@@ -34,6 +34,7 @@ class Moment:
     places: Mapping[str, Place]  # where the disk reads as it did at the snapshot
     contents: Mapping[str, bytes]  # what it then read as
     sources: Mapping[str, Path]  # what the domain XML named at the snapshot, of all disks
+    edits: int = 0  # how often the domain XML had been edited
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +100,7 @@ class Expected:
             places=places,
             contents={target: self.contents[target] for target in places},
             sources={target: place.path for target, place in self.active.items()},
+            edits=self.edits,
         )
         return replace(
             self,
@@ -107,6 +109,45 @@ class Expected:
             moments=(*self.moments, moment),
             current=name,
             relative=self.relative | made if relative else self.relative,
+        )
+
+    def reverted(self, name: str, *, keep: str = "", force: bool = False) -> Expected:
+        """After a revert; the layout is to be learned. `keep`: a snapshot that holds what was.
+
+        Raises AssertionError if something has been lost that nobody allowed to be.
+        """
+        moment = self.moment(name)
+        kept = Moment(
+            name=keep,
+            parent=self.current,
+            modes={},  # to be learned
+            places={},
+            contents=self.contents,
+            sources={},
+            edits=self.edits,
+        )
+        if not keep and not force:
+            for target in moment.contents:
+                held = [each.contents.get(target) for each in self.moments]
+                assert self.contents[target] in held, f"{target}: what was written since is lost"
+        return replace(
+            self,
+            contents={**self.contents, **moment.contents},
+            moments=(*self.moments, kept) if keep else self.moments,
+            current=name,
+            edits=moment.edits,
+        )
+
+    def without(self, name: str) -> Expected:
+        """After a snapshot is deleted; the layout is to be learned."""
+        parent = self.moment(name).parent
+        moments = tuple(
+            replace(each, parent=parent) if each.parent == name else each
+            for each in self.moments
+            if each.name != name
+        )
+        return replace(
+            self, moments=moments, current=parent if self.current == name else self.current
         )
 
     def written(self, target: str, offset: int, data: bytes) -> Expected:

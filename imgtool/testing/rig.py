@@ -22,6 +22,7 @@ from imgtool.testing.dying import (
     close_descriptors,
 )
 from imgtool.testing.inspection import complaints
+from imgtool.testing.learning import learned
 from imgtool.testing.moments import Expected
 from imgtool.testing.reading import GuestReader
 from imgtool.testing.trouble import (
@@ -48,6 +49,8 @@ class Operation:
     pivots: bool = True  # it commits by the domain XML
     recovers: bool = True  # it ends first what a crash has left open
     refusal: type[ImgtoolError] | None = None  # it must be refused so, with nothing changed
+    may_refuse: tuple[type[ImgtoolError], ...] = ()  # it may be refused so
+    learns: bool = False  # it chooses where things are: see `learned`
 
 
 class Rig:
@@ -63,6 +66,8 @@ class Rig:
         """A crash has been: until something recovers the domain, images may be in between."""
         self.events: Counter[str] = Counter()
         """What has happened so far, and how often."""
+        self.unlearned = False
+        """Where things are is to be found out, as soon as nothing is disturbed."""
         self._reader = GuestReader(scratch)
         self._transaction = domain_now(made).transaction
 
@@ -83,15 +88,14 @@ class Rig:
         try:
             self._judge(operation, ended, doom, moved=now != self._transaction)
             if isinstance(doom, Meddling):
-                meddler.judge(ended, operation.refusal, doom)
+                meddler.judge(ended, _refusals(operation), doom)
         except AssertionError as error:
             error.add_note(f"{operation.name} in trouble ({trouble}) ended with {ended!r}")
             error.add_note(f"its last effects: {[call[:80] for call in doom.trace[-5:]]}")
             raise error from ended
         self._follow(operation, meddler, done=ended is None or now != self._transaction)
         self._transaction = now
-        tidying = _struck(doom) and doom.trace[doom.at - 1].startswith(TIDYING)
-        if tidying and not self.disturbed:
+        if _struck(doom) and _tidying(doom) and not self.disturbed:
             self.perform(recovery())
 
     def write(self, write: GuestWrite) -> None:
@@ -115,6 +119,9 @@ class Rig:
             domain_now(self.made)
             return
         with api.open_world(self.made.uri) as world:
+            if self.unlearned:
+                self.expected = learned(self.expected, world, self.made.name, self._reader)
+                self.unlearned = False
             found = complaints(self.expected, world, self.made.name, self._reader)
         assert not found, "\n  ".join(["the domain is not as it must be", *found])
 
@@ -132,7 +139,7 @@ class Rig:
         self, operation: Operation, ended: BaseException | None, doom: Doom, *, moved: bool
     ) -> None:
         """How it may end, and whether the domain is disturbed then."""
-        refused = operation.refusal is not None and isinstance(ended, operation.refusal)
+        refused = isinstance(ended, _refusals(operation))
         if isinstance(ended, DeadError | PendingError):
             assert _struck(doom), "nothing was the matter, and yet something is pending"
             self.disturbed = True
@@ -147,11 +154,15 @@ class Rig:
             self.disturbed = self.disturbed and not refused
 
     def _follow(self, operation: Operation, meddler: Meddler, *, done: bool) -> None:
-        self.expected = replace(self.expected, edits=meddler.edits)
+        if not meddler.edited_late:
+            self.expected = replace(self.expected, edits=meddler.edits)
         for write in meddler.early:
             self._write(write)
         if done:
             self.expected = operation.change(self.expected)
+            self.unlearned = self.unlearned or operation.learns
+        if meddler.edited_late:
+            self.expected = replace(self.expected, edits=meddler.edits)
         for write in meddler.late:
             self._write(write)
 
@@ -174,6 +185,17 @@ def recovery() -> Operation:
         work=lambda world: require_nothing_pending(api.recover(world)),
         pivots=False,
     )
+
+
+def _tidying(doom: Doom) -> bool:
+    """Removing an empty folder ends with a sync of the one above."""
+    struck, before = doom.trace[doom.at - 1], doom.trace[max(0, doom.at - 2)]
+    return struck.startswith(TIDYING) or before.startswith("remove_empty(")
+
+
+def _refusals(operation: Operation) -> tuple[type[ImgtoolError], ...]:
+    must = () if operation.refusal is None else (operation.refusal,)
+    return (*must, *operation.may_refuse)
 
 
 def _struck(doom: Doom) -> bool:

@@ -10,6 +10,7 @@ from imgtool.model.domain import SnapshotMode
 from imgtool.model.image import Format, Qcow2Features
 from imgtool.model.snapshot import SnapshotDisk, SnapshotRequest
 from imgtool.testing.images import KIB, MIB
+from imgtool.testing.trouble import Kind, Trouble
 
 AWKWARD = ",:;= \n\t'\"\\%&<>-#?*$`~[](){}!@+|^.éßж中😀\u202e\u0301"
 
@@ -102,3 +103,58 @@ def snapshot_requests(draw: st.DrawFn, targets: tuple[str, ...]) -> SnapshotRequ
         memory=draw(st.sampled_from((None, "no"))),
         disks=tuple(SnapshotDisk(name=target, mode=draw(modes)) for target in named),
     )
+
+
+def small_features() -> st.SearchStrategy[Qcow2Features]:
+    """qcow2 features that keep files small and leave room for many snapshots."""
+    version_3 = st.builds(
+        Qcow2Features,
+        cluster_size=st.sampled_from((512, 4 * KIB, 64 * KIB)),
+        lazy_refcounts=st.booleans(),
+        refcount_bits=st.sampled_from((8, 16, 64)),
+    )
+    subclusters = st.builds(Qcow2Features, extended_l2=st.just(True))
+    version_2 = st.builds(Qcow2Features, compat=st.just("0.10"))
+    return st.one_of(version_3, version_3, subclusters, version_2)
+
+
+def small_disks(
+    *, max_disks: int = 3, max_size: int = 512 * KIB
+) -> st.SearchStrategy[list[ImageDraft]]:
+    """The disks of a domain: qcow2 or raw, of whole sectors, seldom of whole clusters."""
+    sizes = st.integers(8, max_size // 512).map(lambda sectors: sectors * 512)
+    qcow2 = st.builds(
+        ImageDraft, format=st.just(Format.QCOW2), size=sizes, features=small_features()
+    )
+    raw = st.builds(ImageDraft, format=st.just(Format.RAW), size=sizes)
+    return st.lists(st.one_of(qcow2, qcow2, raw), min_size=1, max_size=max_disks)
+
+
+def troubles(*, max_effects: int = 120) -> st.SearchStrategy[Trouble]:
+    """Nothing in a third of all cases; else anything, early or late."""
+    kinds = st.sampled_from([kind for kind in Kind if kind is not Kind.NONE])
+    early = st.builds(Trouble, kinds, st.integers(1, max_effects // 3))
+    late = st.builds(Trouble, kinds, st.integers(1, max_effects))
+    return st.one_of(st.just(Trouble(Kind.NONE, 0)), early, late)
+
+
+def disk_modes(*, max_disks: int = 3) -> st.SearchStrategy[list[SnapshotMode]]:
+    """How each disk takes part in a snapshot."""
+    each = st.sampled_from((SnapshotMode.EXTERNAL, SnapshotMode.INTERNAL, SnapshotMode.NO))
+    return st.lists(each, min_size=max_disks, max_size=max_disks)
+
+
+def guest_writes(
+    *, max_disks: int = 3, max_size: int = 512 * KIB
+) -> st.SearchStrategy[tuple[int, int, int, int]]:
+    """Which disk, from which sector, how many sectors, and which byte; all but the byte modulo."""
+    sectors = max_size // 512
+    some = st.integers(1, 2 * 64 * KIB // 512)
+    return st.tuples(
+        st.integers(0, max_disks - 1), st.integers(0, sectors - 1), some, st.integers(0, 255)
+    )
+
+
+def snapshot_prefixes() -> st.SearchStrategy[str]:
+    """What the name of a snapshot begins with; a number follows."""
+    return st.sampled_from(("s", "a,b", "é 中", "<&'\">", "a:b=", "x."))

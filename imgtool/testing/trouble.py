@@ -112,6 +112,7 @@ class Meddler:
     end: int  # bytes, of the first disk
     early: list[GuestWrite] = field(default_factory=list)  # before the pivot, if there was one
     late: list[GuestWrite] = field(default_factory=list)  # after it
+    edited_late: bool = False
 
     def doom(self, trouble: Trouble) -> Doom:
         """For the files and the qemu-img of the operation."""
@@ -124,18 +125,16 @@ class Meddler:
         return Doom()
 
     def judge(
-        self, ended: BaseException | None, refusal: type[ImgtoolError] | None, doom: Doom
+        self, ended: BaseException | None, refusals: tuple[type[ImgtoolError], ...], doom: Doom
     ) -> None:
         """Raises AssertionError unless the operation may end so after what was done.
 
         An edit between the store's comparison and its rename is lost: libvirt has no
         compare-and-swap, nor has a folder. Anywhere else it must be there, or have been refused.
         """
-        allowed: list[type[ImgtoolError]] = [DomainChangedError]
+        allowed: list[type[ImgtoolError]] = [DomainChangedError, *refusals]
         if self.early:
             allowed += [ImageChangedError, ImageInUseError]
-        if refusal is not None:
-            allowed.append(refusal)
         fine = ended is None or isinstance(ended, tuple(allowed))
         assert fine, f"somebody else is no reason for {ended!r}"
         renaming = f"write_atomically({self.made.xml!r}"
@@ -144,6 +143,7 @@ class Meddler:
             self.edits = int(title(self.made).removeprefix("edit ") or 0)
 
     def _edit(self) -> None:
+        self.edited_late = domain_now(self.made).transaction != self.transaction
         self.edits += 1
         put_title(self.made, self.edits)
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,17 +115,23 @@ class OverwritesEdits(DirectoryStore):
 class PivotsEarly(DirectoryStore):
     """The XML names the new disks before the snapshot is recorded: only a crash shows it."""
 
+    def __init__(self, path: Path, files: DyingFiles) -> None:
+        super().__init__(path, files)
+        self._late: list[Callable[[], None]] = []
+
     def record(self, domain: str, name: str, xml: bytes, *, current: bool) -> None:
-        self._late = (domain, name, xml, current)
+        self._late.append(partial(super().record, domain, name, xml, current=current))
 
     def set_current(self, domain: str, name: str | None) -> None:
-        self._current_late = (domain, name)
+        if self._late:
+            self._late.append(partial(super().set_current, domain, name))
+        else:
+            super().set_current(domain, name)
 
     def pivot(self, domain: str, *, expected: str, xml: bytes) -> None:
         super().pivot(domain, expected=expected, xml=xml)
-        domain, name, record, current = self._late
-        super().record(domain, name, record, current=current)
-        super().set_current(*self._current_late)
+        while self._late:
+            self._late.pop(0)()
 
 
 def rig_with(
