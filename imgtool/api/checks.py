@@ -17,6 +17,7 @@ from imgtool.model.plan import Aftermath, Commit, Plan, ReplaceRecord
 from imgtool.plan.checkup import findings_of
 from imgtool.plan.finding import Examined, Finding, is_well
 from imgtool.plan.mend import MendFacts, MendPlan, plan_mending
+from imgtool.plan.undertaking import Undertaking
 from imgtool.stores.base import require_stopped
 from imgtool.xml import patch
 from imgtool.xml.snapshot import format_snapshot
@@ -104,10 +105,12 @@ def _plan(world: World, head: Head, options: RepairOptions) -> tuple[Examined, M
     txid = secrets.token_hex(8)
     facts = MendFacts(
         seen=seen,
-        store=world.store.uri,
-        uuid=head.domain.uuid,
-        txid=txid,
-        workspace=world.state_dir / head.domain.uuid / txid,
+        work=Undertaking(
+            head=head,
+            store=world.store.uri,
+            txid=txid,
+            workspace=world.state_dir / head.domain.uuid / txid,
+        ),
         created=int(time.time()),
         drop_tags=options.drop_orphan_tags,
         adopt=options.adopt,

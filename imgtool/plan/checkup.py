@@ -10,7 +10,6 @@ from imgtool.model.image import Chain, Format, Image
 from imgtool.plan.checkup_records import record_findings
 from imgtool.plan.finding import Examined, Finding, Flaw, Severity, worst_first
 from imgtool.plan.lineage import FileId, Held, files_of, is_relative
-from imgtool.plan.names import backing_name
 from imgtool.plan.sweep import stray_findings
 
 
@@ -181,9 +180,9 @@ def _links(seen: Examined) -> Iterator[Finding]:
                 yield _unrecorded(target, overlay, chain.images[at - 1] if at else None, seen)
             if at:
                 base = chain.images[at - 1]
-                yield from _size(target, base, overlay, chain)
+                yield from _size(target, base, overlay, chain, seen)
                 if relative and not is_relative(overlay):
-                    yield _absolute(target, base, overlay)
+                    yield _absolute(target, overlay, seen)
 
 
 def _chains(seen: Examined) -> Iterator[tuple[str, Chain]]:
@@ -210,33 +209,32 @@ def _unrecorded(target: str, overlay: Image, base: Image | None, seen: Examined)
     )
 
 
-def _size(target: str, base: Image, overlay: Image, chain: Chain) -> Iterator[Finding]:
+def _size(
+    target: str, base: Image, overlay: Image, chain: Chain, seen: Examined
+) -> Iterator[Finding]:
     if overlay.virtual_size == base.virtual_size:
         return
     smaller = overlay.virtual_size < base.virtual_size
-    active = overlay is chain.active
-    grow = f"qemu-img resize -f {overlay.format} {shlex.quote(str(overlay.spelled))}"
+    active = chain is seen.lineage.current.get(target) and overlay is chain.active
+    grow = seen.remedy("resize", seen.name, target, f"{base.virtual_size}B")
     yield Finding(
         severity=Severity.WARNING if smaller and active else Severity.NOTE,
         kind="size",
         message=f"{target}: {overlay.spelled} shows {overlay.virtual_size} bytes, its base "
         f"{base.virtual_size}" + ("; the guest has lost the rest" if smaller and active else ""),
-        remedy=f"if it was not meant: {grow} {base.virtual_size}" if smaller and active else "",
+        remedy=f"if it was not meant: {grow}" if smaller and active else "",
         disk=target,
         path=overlay.path,
     )
 
 
-def _absolute(target: str, base: Image, overlay: Image) -> Finding:
-    name = backing_name(base.path, overlay.path.parent, relative=True)
-    fmt = overlay.backing_format or base.format
-    words = ["qemu-img", "rebase", "-u", "-f", overlay.format, "-F", fmt, "-b", name]
+def _absolute(target: str, overlay: Image, seen: Examined) -> Finding:
     return Finding(
         severity=Severity.NOTE,
         kind="absolute-name",
         message=f"{target}: {overlay.spelled} names its base absolutely, others of its chain "
         "relatively: the chain cannot be moved",
-        remedy=shlex.join([*words, str(overlay.spelled)]),
+        remedy=seen.remedy("rebase", seen.name, target, "--relative"),
         disk=target,
         path=overlay.path,
     )

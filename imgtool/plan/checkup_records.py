@@ -54,11 +54,13 @@ def stale_tags(seen: Examined) -> Iterator[tuple[Image, str, int]]:
     """Image, name and number of recorded tags that are there too often, and older than theirs.
 
     libvirt makes a tag a second time when a snapshot is tried again after a crash, and reverts to
-    the first. The one to keep is the last, if none is nearer to the time that is recorded.
+    the first. A record is dated before its tag is made: the last one is its own if it was made
+    then or later, and all others before (or all within that one second). Else nobody knows.
     """
     for image, name, tags, created in _duplicates(seen):
-        nearest = min(abs(tag.created - created) for tag in tags)
-        if abs(tags[-1].created - created) == nearest:
+        *older, last = [tag.created for tag in tags]
+        tried_again = last >= created and all(each < created for each in older)
+        if tried_again or {*older, last} == {created}:
             yield image, name, len(tags) - 1
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from imgtool.model.domain import SnapshotMode
 from imgtool.model.image import Format, Image, Qcow2Features
-from imgtool.model.plan import ChangeInPlace, Move, Pin, Plan, PutRecord, SetCurrent, Space
+from imgtool.model.plan import Move, Pin, Plan, PutRecord, RecordStep, SetCurrent, Space
 from imgtool.model.snapshot import Snapshot, SnapshotDisk
 from imgtool.plan.checkup_records import (
     adoptable_snapshots,
@@ -20,6 +19,7 @@ from imgtool.plan.checkup_records import (
 )
 from imgtool.plan.finding import Examined
 from imgtool.plan.lineage import FileId
+from imgtool.plan.undertaking import Undertaking
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,10 +27,7 @@ class MendFacts:
     """What was found, and what the user consents to."""
 
     seen: Examined
-    store: str
-    uuid: str
-    txid: str
-    workspace: Path
+    work: Undertaking
     created: int  # seconds since the epoch; of records that are made
     drop_tags: bool = False  # internal snapshots without a record, and stale ones
     adopt: bool = False  # record snapshots of which only the overlays are left
@@ -69,7 +66,7 @@ def plan_mending(facts: MendFacts) -> MendPlan:
     _free_leaks(seen, draft)
     images = seen.lineage.images()
     changes = tuple(
-        _change(images[file], tuple(commands), number, facts)
+        facts.work.change(seen.target_of(images[file]), images[file], commands, number)
         for number, (file, commands) in enumerate(draft.commands.items())
     )
     adopted = tuple(_adopted(facts)) if facts.adopt else ()
@@ -82,19 +79,9 @@ def plan_mending(facts: MendFacts) -> MendPlan:
     current = _current(seen, adopted)
     if current is not None:
         draft.done.append(f"snapshot {current.name} is current")
-    plan = Plan(
-        txid=facts.txid,
-        store=facts.store,
-        domain=seen.name,
-        uuid=facts.uuid,
-        summary=f"repair of {seen.name}",
-        steps=changes,
-        records=(
-            *(PutRecord(name=each.name) for each, _ in adopted),
-            *([current] if current else []),
-        ),
-        workspace=facts.workspace,
-    )
+    records: list[RecordStep] = [PutRecord(name=each.name) for each, _ in adopted]
+    records += [current] if current else []
+    plan = facts.work.plan(f"repair of {seen.name}", changes, records=records)
     return MendPlan(
         plan=plan,
         done=tuple(draft.done),
@@ -152,26 +139,11 @@ def _mendable(image: Image, seen: Examined) -> bool:
     return image.format is Format.QCOW2 and whole and modern and sound
 
 
-def _change(
-    image: Image, commands: tuple[tuple[str, ...], ...], number: int, facts: MendFacts
-) -> ChangeInPlace:
-    return ChangeInPlace(
-        target=facts.seen.target_of(image),
-        image=image.path,
-        identity=image.identity,
-        block_device=image.block_device,
-        commands=commands,
-        redo=facts.workspace / f"redo-{number}",
-        undo=facts.workspace / f"undo-{number}",
-    )
-
-
 def _adopted(facts: MendFacts) -> Iterator[tuple[Snapshot, tuple[Move, ...]]]:
     seen = facts.seen
-    assert seen.head is not None
     for found in adoptable_snapshots(seen):
         disks, moves = [], []
-        for disk in seen.head.domain.disks:
+        for disk in facts.work.head.domain.disks:
             base = found.bases.get(disk.target)
             if base is None:
                 disks.append(SnapshotDisk(name=disk.target, mode=SnapshotMode.NO))
@@ -199,7 +171,7 @@ def _adopted(facts: MendFacts) -> Iterator[tuple[Snapshot, tuple[Move, ...]]]:
             description="recorded by a repair",
             parent=seen.current or rightful_current(seen),
             disks=tuple(disks),
-            transaction=facts.txid,
+            transaction=facts.work.txid,
         )
         yield snapshot, tuple(moves)
 
@@ -244,6 +216,6 @@ def _space(image: Image, facts: MendFacts) -> Space:
     )
     return Space(
         target=facts.seen.target_of(image),
-        folder=facts.workspace.parent,
+        folder=facts.work.workspace.parent,
         size=2 * min(image.identity.size, metadata),
     )

@@ -106,6 +106,13 @@ def tag_without_record(made: MadeDomain) -> None:
 def tag_again(made: MadeDomain) -> None:
     """As libvirt does when it tries again after a crash: the record is of the second."""
     tag(now(made, "vda"), "i1")
+    date_tag(now(made, "vda"), 0, recorded_at(made, "i1") - 60)
+
+
+def recorded_at(made: MadeDomain, name: str) -> int:
+    """Seconds since the epoch."""
+    text = record(made, name).read_text()
+    return int(text.partition("<creationTime>")[2].partition("<")[0])
 
 
 def lose_a_tag(made: MadeDomain) -> None:
@@ -247,14 +254,16 @@ def test_without_consent_no_tag_is_dropped(machine: MadeDomain) -> None:
     assert set(kinds(machine)) == {"tag-without-record", "tag-twice"}
 
 
-@pytest.mark.parametrize(("first", "second", "mended"), [(-3600, 0, True), (0, 3600, False)])
+@pytest.mark.parametrize(
+    ("first", "second", "mended"),
+    [(-3600, 0, True), (-5, 10, True), (0, 0, True), (0, 3600, False), (-9, -5, False)],
+)
 def test_of_two_tags_the_one_that_the_record_is_of_stays(
     machine: MadeDomain, first: int, second: int, mended: bool
 ) -> None:
     """One that somebody made by hand, much later, cannot be dropped: -d takes the first."""
     tag_again(machine)
-    text = record(machine, "i1").read_text()
-    created = int(text.partition("<creationTime>")[2].partition("<")[0])
+    created = recorded_at(machine, "i1")
     date_tag(now(machine, "vda"), 0, created + first)
     date_tag(now(machine, "vda"), 1, created + second)
     (found,) = findings(machine)
