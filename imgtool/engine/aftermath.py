@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
-from imgtool.engine import raw, rewrite
+from imgtool.engine import family, raw, rewrite, survey
 from imgtool.engine.world import World, naming
-from imgtool.model.errors import PendingError
+from imgtool.host.headers import read_image
+from imgtool.model.errors import ChainError, PendingError
+from imgtool.model.image import Chain, Format
 from imgtool.model.plan import (
     Aftermath,
     Drop,
@@ -15,10 +19,13 @@ from imgtool.model.plan import (
     LateRecord,
     Move,
     Plan,
+    Relink,
     ReplaceRecord,
     Repoint,
 )
+from imgtool.plan.lineage import FileId, Lineage, files_of
 from imgtool.xml import patch
+from imgtool.xml.snapshot import parse_snapshot
 
 
 def bring_about(plan: Plan, domain: str, world: World) -> None:
@@ -41,22 +48,39 @@ def bring_about(plan: Plan, domain: str, world: World) -> None:
         raw.resize(cut, world)
     for record in todo.records:
         _change(record, domain, world)
-    _drop(todo.drops, world)
+    _drop(todo.drops, domain, world)
 
 
 def _merged(todo: Aftermath, domain: str, world: World) -> set[Path]:
-    """Tops whose merge is known to be complete, so that it must not be run again.
+    """Tops that must not be merged (again): somebody sees their base otherwise than through them.
 
-    A domain that names the base already may have run since: merging again would put the old data
-    of the top over what its guest has written. And a top that is gone was dropped after its merge.
+    A domain that names the base may have run since: merging again would put the old data of the
+    top over what its guest has written. And a top that is gone was dropped after its merge.
     """
-    disks = world.store.head(domain).domain
+    over: list[tuple[Path, Path | None]] = [*_relinked(todo.relinks)]
+    for chain in _chains(domain, world).values():
+        paths = [image.path for image in chain.images]
+        over += zip(paths, [*paths[1:], None], strict=True)
     done = {drop.path for drop in todo.drops if not os.path.lexists(drop.path)}
-    for repoint in todo.repoints:
-        disk = disks.disk(repoint.target)
-        if disk is not None and disk.source is not None and _same(disk.source, repoint.path):
-            done.add(Path(os.path.realpath(repoint.was)))
+    for merge in todo.merges:
+        base, above = merge.layers[0].path, merge.layers[1].path
+        if any(lower == base and upper != above for lower, upper in over):
+            done.add(merge.layers[-1].path)
     return done
+
+
+def _chains(domain: str, world: World) -> dict[str, Chain]:
+    """What the disks of the domain lead to now, as far as it can be read."""
+    return survey.chains_of(world.store.head(domain).domain.disks, world)
+
+
+def _relinked(relinks: tuple[Relink, ...]) -> Iterator[tuple[Path, Path]]:
+    """The base that each of the images names now, and the image."""
+    for step in relinks:
+        with suppress(ChainError):  # half of a name, if the power went: it is written again
+            backing = read_image(step.image, Format.QCOW2).backing
+            if backing is not None:
+                yield Path(os.path.realpath(step.image.parent / backing)), step.image
 
 
 def _repoint(repoints: tuple[Repoint, ...], txid: str, domain: str, world: World) -> None:
@@ -85,26 +109,43 @@ def _same(one: object, other: object) -> bool:
 
 
 def _change(record: LateRecord, domain: str, world: World) -> None:
+    """What somebody has made of the snapshots since a crash is left as it is."""
     if isinstance(record, ReplaceRecord):
-        world.store.record(domain, record.name, record.xml.encode(), current=False)
+        if record.name in _recorded(domain, world):
+            world.store.record(domain, record.name, record.xml.encode(), current=False)
     elif isinstance(record, DropRecord):
         world.store.forget(domain, record.name)
-    else:
+    elif world.store.current(domain) == record.previous:
         world.store.set_current(domain, record.name)
 
 
-def _drop(drops: tuple[Drop, ...], world: World) -> None:
-    folders = set()
-    for drop in drops:
+def _recorded(domain: str, world: World) -> set[str]:
+    return {parse_snapshot(xml, where=domain).name for xml in world.store.snapshots(domain)}
+
+
+def _drop(drops: tuple[Drop, ...], domain: str, world: World) -> None:
+    """Remove images, durably; one that is in use again, such as below a newer overlay, stays."""
+    there = [drop for drop in drops if os.path.lexists(drop.path)]
+    needed = _needed(domain, world) if there else set()
+    for drop in there:
         with naming(drop.target, drop.path):
-            if os.path.lexists(drop.path):
-                if drop.path.lstat().st_ino != drop.inode:
-                    raise PendingError(
-                        f"{drop.target}: {drop.path} is not the file that was to be removed",
-                        remedy="move it elsewhere, then run `imgtool recover`",
-                    )
-                world.files.unlink(drop.path)
-            folders.add(drop.path.parent)
-    for folder in sorted(folders):
+            facts = drop.path.lstat()
+            if (facts.st_dev, facts.st_ino) in needed:
+                world.say(f"{drop.target}: {drop.path} is in use again and stays where it is")
+                continue
+            if facts.st_ino != drop.inode:
+                raise PendingError(
+                    f"{drop.target}: {drop.path} is not the file that was to be removed",
+                    remedy="move it elsewhere, then run `imgtool recover`",
+                )
+            world.files.unlink(drop.path)
+    for folder in sorted({drop.path.parent for drop in drops}):
         if folder.is_dir():
             world.files.sync_dir(folder)
+
+
+def _needed(domain: str, world: World) -> set[FileId]:
+    """The files that the domain and its snapshots lead to now."""
+    head = world.store.head(domain)
+    held = {each.snapshot.name: each for each in family.held(head, world)}
+    return files_of(_chains(domain, world).values()) | Lineage(current={}, held=held).needed()
