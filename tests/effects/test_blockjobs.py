@@ -12,19 +12,22 @@ from pathlib import Path
 import pytest
 
 from imgtool import api
+from imgtool.engine import raw
 from imgtool.model.errors import (
     BadRequestError,
     ChainError,
+    FailedError,
     LossError,
     NotFoundError,
     UnsupportedError,
 )
 from imgtool.model.image import Format, Qcow2Features
+from imgtool.model.plan import ResizeRaw
 from imgtool.testing import KIB, MIB, guest_bytes_digest, make_image, write_pattern
 from imgtool.testing.images import qemu_io, read_pattern
 from tests.crash.scenario import digest
 
-from .asking import disk, domain, external, info, named, qemu_img, skipped, take
+from .asking import disk, domain, external, info, mounted, named, qemu_img, skipped, take
 from .jobs import SIZE, commit, move_folder, pull, rebase, refuses, resize, trio
 
 RAW_AND_QCOW2 = pytest.mark.parametrize("fmt", [Format.RAW, Format.QCOW2])
@@ -500,3 +503,38 @@ def test_what_the_xml_says_of_the_layers_below_goes(tmp_path: Path) -> None:
     commit(three.made, top=str(three.mid), delete=True)
     assert "backingStore" not in xml.read_text()
     three.assert_same()
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_growing_is_taken_back_unless_somebody_has_used_it(used: bool, tmp_path: Path) -> None:
+    image = make_image(tmp_path / "raw", Format.RAW, MIB)
+    step = ResizeRaw(
+        target="vda",
+        image=image,
+        inode=image.stat().st_ino,
+        old_size=MIB,
+        new_size=2 * MIB,
+    )
+    made = domain(tmp_path, disk(image, Format.RAW))
+    said: list[str] = []
+    with api.open_world(made.uri, say=said.append) as world:
+        raw.resize(step, world)
+        if used:
+            write_pattern(image, Format.RAW, MIB + 4 * KIB, 4 * KIB, 1)
+        raw.take_back(step, world)
+        raw.take_back(step, world)
+    assert image.stat().st_size == (2 * MIB if used else MIB)
+    assert bool(said) is used
+
+
+def test_too_little_space_is_seen_before_anything_is_written(tmp_path: Path) -> None:
+    with mounted("tmpfs", tmp_path / "small", "size=2m") as small:
+        base = make_image(small / "base.raw", Format.RAW, SIZE)
+        top = make_image(tmp_path / "top", backing=base, backing_format=Format.RAW, size=SIZE)
+        write_pattern(top, Format.QCOW2, 0, SIZE, 1)
+        made = domain(tmp_path, disk(top))
+        job = partial(commit, made, active=True)
+        refuses(tmp_path, FailedError, "vda", "bytes are needed", job=job)
+        mid = make_image(small / "mid", backing=top, backing_format=Format.QCOW2, size=SIZE)
+        made = domain(tmp_path, disk(mid))
+        refuses(tmp_path, FailedError, "vda", "bytes are needed", job=partial(pull, made))
