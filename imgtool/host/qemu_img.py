@@ -184,7 +184,8 @@ class QemuImg:
     ) -> None:
         """Give a qcow2 another base (none: ''), copying what it would miss unless `unsafe`.
 
-        imgtool holds the lock of the image. A kill leaves it showing what it did. Not synced.
+        imgtool holds the lock of the image. Not synced. A kill may leave the name of the new base
+        without the last of the data that were copied: what is seen through the old one is right.
         """
         words: list[str | Path] = ["rebase", "-t", "writeback", "-b", backing]
         words += ["-F", backing_format] if backing_format else []
@@ -318,6 +319,9 @@ def _chain_options(layers: Sequence[Node], under: str = "") -> str:
             f"{prefix}file.filename={_escape(node.path)}",
             f"{prefix}file.locking=off",
         ]
+        if node.format is Format.QCOW2:
+            # Or nothing makes data reach the disk before the tables that lead to them.
+            options.append(f"{prefix}lazy-refcounts=off")
     return ",".join(options)
 
 
