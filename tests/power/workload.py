@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -40,6 +40,7 @@ KINDS: Mapping[str, Mapping[str, SnapshotMode]] = {
 }
 BEFORE, NAME = "s0", "s1"
 SMALL = 4 * MIB
+New = State | Callable[[State], Sequence[str]]
 
 
 class Snapshotting:
@@ -73,7 +74,7 @@ class Snapshotting:
         make_disks(root / "all" / "vms")
         if self.earlier:
             self.take(root, BEFORE, KINDS["mixed"], Files())
-        self._before = _look(root)
+        self._before = look(root)
 
     def act(self, root: Path) -> None:
         """Take the snapshot."""
@@ -101,13 +102,13 @@ class Snapshotting:
         request = SnapshotRequest(name=name, disks=disks)
         options = api.SnapshotOptions(disk_only=INTERNAL not in modes.values())
         with api.open_world(
-            _uri(root), state_dir=self._state_dir(root), files=files, jobs=jobs
+            uri(root), state_dir=self._state_dir(root), files=files, jobs=jobs
         ) as world:
             api.take_snapshot(world, "vm", request, options)
 
     def recover(self, root: Path, files: Files | None = None) -> Recovery:
         """As the next process would."""
-        with api.open_world(_uri(root), state_dir=self._state_dir(root), files=files) as world:
+        with api.open_world(uri(root), state_dir=self._state_dir(root), files=files) as world:
             recovery = api.recover(world)
         assert not recovery.pending, f"still pending: {recovery}"
         assert not recovery.problems, f"problems: {recovery}"
@@ -118,9 +119,27 @@ class Snapshotting:
         with process(), suppress(DeadError):
             self.take(root, NAME, self.modes, DyingFiles(doom), jobs=1)
 
+    def expected(self) -> New:
+        """What is new, for `assert_old_or_new`."""
+        overlays = {
+            target: Path(self.before.disk(target).top.path).with_suffix(f".{NAME}")
+            for target, mode in self.modes.items()
+            if mode is EXTERNAL
+        }
+        return AfterSnapshot(
+            before=self.before,
+            name=NAME,
+            overlays=overlays,
+            internal=frozenset(t for t, mode in self.modes.items() if mode is INTERNAL),
+        )
+
+    def spoilt(self, now: State) -> list[str]:
+        """What a VM that is started before recovery would find wrong."""
+        return _spoilt(self.before, now)
+
     def seems(self, root: Path) -> Outcome:
         """Which one it is by the one thing that decides: the id in the domain XML."""
-        with api.open_world(_uri(root)) as world:
+        with api.open_world(uri(root)) as world:
             carried = world.store.head("vm").domain.transaction
         return Outcome.OLD if carried == self.before.transaction else Outcome.NEW
 
@@ -140,15 +159,8 @@ class Snapshotting:
         """What the checker says, which is asked once for each content of the disk."""
         key = _fingerprint(root / "all")
         if key not in self._known:
-            internal = frozenset(t for t, mode in self.modes.items() if mode is INTERNAL)
-            overlays = {
-                target: Path(self.before.disk(target).top.path).with_suffix(f".{NAME}")
-                for target, mode in self.modes.items()
-                if mode is EXTERNAL
-            }
-            new = AfterSnapshot(before=self.before, name=NAME, overlays=overlays, internal=internal)
             try:
-                self._known[key] = assert_old_or_new(self.before, new, _look(root))
+                self._known[key] = assert_old_or_new(self.before, self.expected(), look(root))
             except AssertionError as error:
                 self._known[key] = str(error)
         return self._known[key]
@@ -157,7 +169,7 @@ class Snapshotting:
         """What a VM that is started before recovery would see: an image is blocked, or whole."""
         key = "images " + _fingerprint(root / "all" / "vms", hidden=False)
         if key not in self._known:
-            self._known[key] = "; ".join(_spoilt(self.before, _look(root)))
+            self._known[key] = "; ".join(self.spoilt(look(root)))
         return self._known[key]
 
     def _state_dir(self, root: Path) -> Path | None:
@@ -225,19 +237,21 @@ def make_disks(folder: Path) -> MadeDomain:
     return make_domain(folder, "vm", disks)
 
 
-def _uri(root: Path) -> str:
+def uri(root: Path) -> str:
+    """The store of a power test."""
     return f"dir:{root / 'all' / 'vms'}"
 
 
-def _look(root: Path) -> State:
-    return capture(_uri(root), "vm", [root / "all"])
+def look(root: Path) -> State:
+    """All that can be seen of the domain, and of every file."""
+    return capture(uri(root), "vm", [root / "all"])
 
 
 def _spoilt(before: State, now: State) -> list[str]:
     """Images that QEMU would open and that are not as they should be."""
     found = []
     for disk in now.disks:
-        if any(_is_blocked(layer) for layer in disk.layers):
+        if any(is_blocked(layer) for layer in disk.layers):
             continue  # QEMU refuses it
         for layer in disk.layers:
             if layer.error or layer.check:
@@ -247,7 +261,7 @@ def _spoilt(before: State, now: State) -> list[str]:
     return found
 
 
-def _is_blocked(layer: Layer) -> bool:
+def is_blocked(layer: Layer) -> bool:
     """By its header alone: the rest of it may not make sense."""
     if layer.format != Format.QCOW2:
         return False
