@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from imgtool.model.domain import SnapshotMode
 from imgtool.model.errors import BadRequestError, UnsupportedError
 from imgtool.model.image import Chain, Format, Image
 from imgtool.model.plan import Drop, MergeBitmaps, MergeDown, Move, Relink, Space
@@ -29,7 +28,8 @@ from imgtool.plan.blockjob import (
     require_writable,
     settled,
 )
-from imgtool.plan.lineage import FileId, is_relative
+from imgtool.plan.lineage import is_relative
+from imgtool.plan.span import Span, removable, who_needs
 from imgtool.plan.undertaking import node, require_sound
 
 INTO = frozenset({Format.RAW, Format.QCOW2})
@@ -46,23 +46,6 @@ class CommitRequest:
     keep_overlay: bool = False  # the domain stays on top
     delete: bool = False  # remove what was merged
     keep_relative: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """The layers that a commit is about: merged[0] is the base, merged[-1] the top."""
-
-    target: str
-    merged: tuple[Image, ...]
-    above: Image | None  # None: top is the active layer
-
-    @property
-    def base(self) -> Image:
-        return self.merged[0]
-
-    @property
-    def top(self) -> Image:
-        return self.merged[-1]
 
 
 def plan_commit(targets: tuple[str, ...], request: CommitRequest, facts: JobFacts) -> JobPlan:
@@ -86,7 +69,7 @@ def _piece(target: str, request: CommitRequest, facts: JobFacts) -> Piece:
     drops: tuple[Drop, ...] = ()
     notes: list[str] = list(_bitmaps_lost(span))
     if request.delete and leaves:
-        drops, why = _drops(span, facts)
+        drops, why = removable(span, facts)
         notes += why
     bitmaps = tuple(_bitmaps(span)) if span.base.format is Format.QCOW2 else ()
     written = {image.path for image in span.merged}
@@ -115,7 +98,7 @@ def _piece(target: str, request: CommitRequest, facts: JobFacts) -> Piece:
     )
 
 
-def _span(target: str, request: CommitRequest, chain: Chain) -> _Span:
+def _span(target: str, request: CommitRequest, chain: Chain) -> Span:
     last = len(chain.images) - 1
     top = last if request.top is None else find_layer(target, request.top, chain)
     if top == last and not request.active:
@@ -143,14 +126,14 @@ def _span(target: str, request: CommitRequest, chain: Chain) -> _Span:
             remedy="see imgtool chain",
         )
     above = None if top == last else chain.images[top + 1]
-    return _Span(target, chain.images[base : top + 1], above)
+    return Span(target, chain.images[base : top + 1], above)
 
 
-def _require_mergeable(span: _Span, facts: JobFacts) -> None:
+def _require_mergeable(span: Span, facts: JobFacts) -> None:
     base, target = span.base, span.target
     for image in (*span.merged, *((span.above,) if span.above else ())):
         require_sound(target, image)
-    if needed := tuple(dict.fromkeys(_who_needs(span, facts))):
+    if needed := tuple(dict.fromkeys(who_needs(span, facts))):
         raise UnsupportedError(
             f"{target}: {base.spelled} cannot take data of its overlays: "
             f"{', '.join(needed)} would change with it",
@@ -179,7 +162,7 @@ def _require_mergeable(span: _Span, facts: JobFacts) -> None:
         )
 
 
-def _require_sizes(span: _Span) -> None:
+def _require_sizes(span: Span) -> None:
     """qemu-img grows a base that is too small, and leaves one alone that is too large."""
     base, top = span.base, span.top
     if base.virtual_size > top.virtual_size:
@@ -195,34 +178,7 @@ def _require_sizes(span: _Span) -> None:
         )
 
 
-def _who_needs(span: _Span, facts: JobFacts) -> Iterator[str]:
-    """Whoever reads one of the layers below top other than through top.
-
-    A tag inside the base keeps what it holds: to it, a commit is like the writes of a guest.
-    """
-    frozen = {image.identity.file for image in span.merged[:-1]}
-    for other, chain in facts.lineage.current.items():
-        if other != span.target and _reads(chain, frozen, span.top):
-            yield f"disk {other}"
-    for name, held in facts.lineage.held.items():
-        for disk, chain in held.chains.items():
-            file, mode = chain.active.identity.file, held.mode(disk)
-            if mode is SnapshotMode.NO and file in frozen:
-                continue  # it was that disk then, but is not a part of the snapshot
-            if mode is SnapshotMode.INTERNAL and file == span.base.identity.file:
-                continue
-            if _reads(chain, frozen, span.top):
-                yield f"snapshot {name}"
-    for stranger in facts.lineage.strangers:
-        if _reads(stranger.chain, frozen, span.top):
-            yield stranger.who
-
-
-def _reads(chain: Chain, frozen: set[FileId], top: Image) -> bool:
-    return any(image.identity.file in frozen for image in chain.images) and not _has(chain, top)
-
-
-def _relink(span: _Span, above: Image, request: CommitRequest, facts: JobFacts) -> Relink:
+def _relink(span: Span, above: Image, request: CommitRequest, facts: JobFacts) -> Relink:
     relative = request.keep_relative or is_relative(above)
     return Relink(
         target=span.target,
@@ -232,7 +188,7 @@ def _relink(span: _Span, above: Image, request: CommitRequest, facts: JobFacts) 
     )
 
 
-def _pivot(span: _Span) -> Move:
+def _pivot(span: Span) -> Move:
     return Move(
         target=span.target,
         path=plain(span.base),
@@ -242,39 +198,7 @@ def _pivot(span: _Span) -> Move:
     )
 
 
-def _drops(span: _Span, facts: JobFacts) -> tuple[tuple[Drop, ...], list[str]]:
-    """What --delete removes, and why something stays."""
-    if users := tuple(dict.fromkeys(_still_on_top(span, facts))):
-        return (), [f"{span.target}: {span.top.spelled} stays: {', '.join(users)} needs it"]
-    drops, notes = [], []
-    for image in span.merged[1:]:
-        if image.block_device:
-            notes.append(f"{span.target}: {image.spelled} is a block device and stays")
-        else:
-            drop = Drop(target=span.target, path=image.path, inode=image.identity.inode)
-            drops.append(drop)
-    return tuple(drops), notes
-
-
-def _still_on_top(span: _Span, facts: JobFacts) -> Iterator[str]:
-    """Whoever reads top, and not through the layer above it, which is given the base."""
-    lineage = facts.lineage
-    chains = [(f"disk {disk}", chain) for disk, chain in lineage.current.items()]
-    chains = [(who, chain) for who, chain in chains if who != f"disk {span.target}"]
-    for name, held in lineage.held.items():
-        chains += [(f"snapshot {name}", chain) for chain in held.chains.values()]
-    chains += [(stranger.who, stranger.chain) for stranger in lineage.strangers]
-    for who, chain in chains:
-        through = span.above is not None and _has(chain, span.above)
-        if _has(chain, span.top) and not through:
-            yield who
-
-
-def _has(chain: Chain, layer: Image) -> bool:
-    return any(image.identity.file == layer.identity.file for image in chain.images)
-
-
-def _bitmaps(span: _Span) -> Iterator[MergeBitmaps]:
+def _bitmaps(span: Span) -> Iterator[MergeBitmaps]:
     for image in span.merged[1:]:
         if image.bitmaps:
             yield MergeBitmaps(
@@ -282,7 +206,7 @@ def _bitmaps(span: _Span) -> Iterator[MergeBitmaps]:
             )
 
 
-def _bitmaps_lost(span: _Span) -> Iterator[str]:
+def _bitmaps_lost(span: Span) -> Iterator[str]:
     if span.base.format is Format.QCOW2:
         return
     for image in span.merged[1:]:
@@ -294,7 +218,7 @@ def _bitmaps_lost(span: _Span) -> Iterator[str]:
             )
 
 
-def _space(span: _Span, size: int) -> Space:
+def _space(span: Span, size: int) -> Space:
     """The base never becomes larger than the whole disk, unless tags inside keep old data."""
     base = span.base
     if not base.snapshots:

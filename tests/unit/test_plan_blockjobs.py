@@ -112,7 +112,8 @@ def test_a_commit_moves_its_span_and_nothing_else(
     assert [node.path for node in merge.layers] == merged
     late = planned.plan.aftermath
     stays = keep and active
-    assert [drop.path for drop in late.drops] == (merged[1:] if delete and not stays else [])
+    removed = [drop.path for drop in reversed(late.drops)]
+    assert removed == (merged[1:] if delete and not stays else [])
     (move,) = planned.moves
     assert move.path == (merged[0] if active and not stays else chain.active.path)
     assert not move.over
@@ -160,6 +161,21 @@ def test_a_commit_that_would_change_a_stranger_is_refused(
         planned = commit(chain, base, top, facts, delete=True)
         assert bool(planned.plan.aftermath.drops) is (forked != top)
         assert bool(planned.notes) is (forked == top)
+
+
+@given(span=spans(), data=st.data())
+def test_what_a_snapshot_names_without_holding_it_stays(
+    span: tuple[Chain, int, int], data: st.DataObject
+) -> None:
+    """Its disk took no part, but virsh would go back to that domain XML."""
+    chain, base, top = span
+    named = data.draw(st.integers(0, len(chain.images) - 1))
+    held = snapshot_of(Chain(chain.images[: named + 1]), SnapshotMode.NO)
+    planned = commit(chain, base, top, facts_of(chain, {"s": held}), delete=True)
+    dropped = {drop.path for drop in planned.plan.aftermath.drops}
+    if named <= top:
+        assert not dropped & {image.path for image in held.chains["vda"].images}
+    assert bool(planned.notes) is (base < named <= top)
 
 
 @given(span=spans())
