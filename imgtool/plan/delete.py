@@ -213,6 +213,7 @@ def _why_no_merge(base: Image, children: tuple[Image, ...], name: str, facts: De
         "it cannot be written": base.path not in facts.writable,
         "its overlay has internal snapshots inside": bool(top.snapshots),
         "its overlay has bitmaps inside": bool(top.bitmaps),
+        "it is larger than its overlay": base.virtual_size > top.virtual_size,
         "it is a block device that is too small": base.block_device
         and base.virtual_size < top.virtual_size,
     }
