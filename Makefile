@@ -6,7 +6,7 @@ SOAK ?= 3600
 MAKEFLAGS += --no-print-directory
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check crash bench soak clean
+.PHONY: help setup demo test quick check crash bench soak clean
 
 help:	## print this list; a target not listed is not supported
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1	/p' Makefile | expand -t 8
@@ -18,7 +18,9 @@ demo:	## three disks: snapshots, a failure that changes nothing, a kill and its 
 	@.ci/install demo
 	@$(PYTHON) -m imgtool.testing.demo
 
-test: setup	## what CI runs: the linters and every test but those of `make crash`
+test: quick crash	## what CI runs: `make quick`, then `make crash`
+
+quick: setup	## the linters and every test but the long crash matrices
 	@$(PYTEST) -m "not long" -n $(JOBS) --dist loadgroup $(ARGS)
 
 check: setup	## the linters alone: ruff check, ruff format, mypy --strict
