@@ -95,7 +95,7 @@ def _plan(
     domain = head.domain
     require_stopped(domain.name, head.state)
     name = current_or(world, domain.name, snapshot)
-    lineage = family.lineage_of(head, world)
+    lineage = family.lineage_of(head, world, losses=True)
     require_recorded(lineage, domain.name, name)
     current = world.store.current(domain.name)
     txid = secrets.token_hex(8)

@@ -23,13 +23,18 @@ from imgtool.xml.snapshot import parse_snapshot
 LOOKED_AT = 4096  # names in a folder of images; beyond that, somebody keeps other things there
 
 
-def lineage_of(head: Head, world: World) -> Lineage:
-    """The chains of a domain, of its snapshots, and of whoever else uses the same images."""
+def lineage_of(head: Head, world: World, *, losses: bool = False) -> Lineage:
+    """The chains of a domain, of its snapshots, and of whoever else uses the same images.
+
+    `losses`: also what would be lost with an image, for which qemu-img walks its metadata.
+    """
     current = survey.chains_of(_images(head.domain.disks), world)
     found = {each.snapshot.name: each for each in held(head, world)}
     own = Lineage(current=current, held=found)
     images = own.images()
     strangers = (*_other_domains(head, images, world), *_strays(images, world))
+    if not losses:
+        return replace(own, strangers=strangers)
     return replace(
         own,
         strangers=strangers,

@@ -33,6 +33,10 @@ def verdicts(contests: Contests) -> Iterator[Verdict]:
         yield _ratio(contests, "internal-16", mine, VIRSH, 1.5)
     for name in ("internal-16", "internal-full-64G", "internal-full-1T"):
         yield _ratio(contests, name, FOLDER, QEMU_IMG, 1.5)
+    for name in ("delete-1", "delete-4", "delete-16", "pull"):
+        yield _ratio(contests, name, FOLDER, QEMU_IMG, 1.2)
+    for name in ("revert-1", "revert-4", "revert-16"):
+        yield _ratio(contests, name, LIBVIRT, VIRSH, 1.0)
     for mode in ("external", "internal"):
         yield _linear(contests, mode)
     yield _constant(contests)

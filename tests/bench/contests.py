@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from tests.bench import branches
 from tests.bench.machines import (
     FOLDER,
     LIBVIRT,
@@ -48,9 +49,17 @@ def contests(effort: Effort) -> Iterator[tuple[str, Hold]]:
         yield f"internal-{disks}", _disks(f"internal-{disks}", disks)
     for depth in DEPTHS:
         yield f"chain-{depth}", _chain(depth)
+    for disks in DISKS[:3]:
+        yield f"delete-{disks}", _moving(branches.delete(disks))
+        yield f"revert-{disks}", _moving(branches.revert(disks))
+    yield "pull", _moving(branches.pull)
     for size in list(SIZES)[:2] if effort.quick else SIZES:
         yield f"external-full-{size}", _full(f"external-full-{size}", SIZES[size], "--disk-only")
         yield f"internal-full-{size}", _full(f"internal-full-{size}", SIZES[size])
+
+
+def _moving(hold: Callable[[Hosts, Stopwatch, int], Contest]) -> Hold:
+    return lambda hosts, watch, effort: hold(hosts, watch, effort.few)
 
 
 def _version(hosts: Hosts, watch: Stopwatch, effort: Effort) -> Contest:
