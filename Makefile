@@ -21,13 +21,13 @@ demo:	## three disks: snapshots, a failure that changes nothing, a kill and its 
 test: quick crash	## what CI runs: `make quick`, then `make crash`
 
 quick: setup	## the linters and every test but the long crash matrices
-	@$(PYTEST) -m "not long" -n $(JOBS) --dist loadgroup $(ARGS)
+	@$(PYTEST) -m "not long and not soak" -n $(JOBS) --dist loadgroup $(ARGS)
 
 check: setup	## the linters alone: ruff check, ruff format, mypy --strict
 	@$(PYTEST) tests/test_linters.py $(ARGS)
 
 crash: setup	## the long crash matrices: every system call, every flush, hundreds of kills
-	@$(PYTEST) -m long -n $(JOBS) --dist loadgroup $(ARGS)
+	@$(PYTEST) -m "long and not soak" -n $(JOBS) --dist loadgroup $(ARGS)
 
 bench: setup	## measure against virsh and plain qemu-img, side by side
 	@$(PYTHON) -m tests.bench $(ARGS)

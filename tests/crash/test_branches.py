@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 
 from imgtool import api
-from imgtool.model.errors import ImgtoolError, PendingError
-from imgtool.testing import KIB, Outcome, read_pattern
+from imgtool.testing import KIB, read_pattern
 
-from .branches import JOBS, Branching, make_branching, write
+from .branches import JOBS, make_branching, write
 from .conftest import CrashPoints
 from .dying import DeadError, Doom, DyingFiles, DyingQemu, Fate
-from .test_every_step import end_in, run_into
+from .matrix import calls, run_into, strike
 
 SOME = 14  # effects of each job and fate in a quick run
 
@@ -24,10 +23,10 @@ def test_old_or_new_after_some_effects(
     job: str, fate: Fate, place: Path, crash_points: CrashPoints
 ) -> None:
     scenario = make_branching(job, place)
-    total = _calls(scenario)
+    total = calls(scenario)
     step = max(1, total // SOME)
     points = range(1 + len(job) % step, total + 1, step)
-    _strike(scenario, fate, points)
+    strike(scenario, fate, points)
     crash_points(f"{job}, {fate.name.lower()}", len(points))
 
 
@@ -39,8 +38,8 @@ def test_old_or_new_after_every_effect(
     job: str, fate: Fate, place: Path, crash_points: CrashPoints
 ) -> None:
     scenario = make_branching(job, place)
-    total = _calls(scenario)
-    seen = _strike(scenario, fate, range(1, total + 1))
+    total = calls(scenario)
+    seen = strike(scenario, fate, range(1, total + 1))
     assert all(seen.values()), "a matrix that never gets to both sides proves nothing"
     crash_points(f"every step, {job}, {fate.name.lower()}", total)
 
@@ -61,29 +60,3 @@ def test_what_a_guest_writes_before_recovery_stays(place: Path) -> None:
         for chain in api.chains(world, "vm").values():
             active = chain.active
             assert set(read_pattern(active.path, active.format, 64 * KIB, 4 * KIB)) == {0x77}
-
-
-def _calls(scenario: Branching) -> int:
-    doom = Doom()
-    with scenario.world(DyingFiles(doom), DyingQemu(doom)) as world:
-        scenario.take(world)
-    return doom.calls
-
-
-def _strike(scenario: Branching, fate: Fate, points: range) -> dict[Outcome, int]:
-    seen: dict[Outcome, int] = dict.fromkeys(Outcome, 0)
-    for at in points:
-        scenario.fresh()
-        doom = Doom(fate=fate, at=at)
-        ended = end_in(scenario, doom)
-        struck = f"call {at}: {doom.trace[at - 1]}; {ended!r}"
-        try:
-            outcome = scenario.outcome()
-        except AssertionError as error:
-            raise AssertionError(struck) from error
-        if ended is None:
-            assert outcome is Outcome.NEW, struck
-        elif isinstance(ended, ImgtoolError) and not isinstance(ended, PendingError):
-            assert outcome is Outcome.OLD, struck
-        seen[outcome] += 1
-    return seen

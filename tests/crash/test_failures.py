@@ -85,7 +85,7 @@ def test_a_real_disk_is_full_from_some_steps_on(
 @FIRST_OR_SECOND
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("disk", ["tmpfs", "ext4", "xfs"])
-@pytest.mark.long
+@pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_full_from_every_step_on(
     disk: str, kind: str, make: Make, place: Path, crash_points: CrashPoints

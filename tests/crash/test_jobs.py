@@ -12,7 +12,7 @@ from imgtool.testing import Outcome
 from .conftest import CrashPoints
 from .dying import Doom, DyingFiles, DyingQemu, Fate
 from .jobs import JOBS, Job, make_job
-from .test_every_step import end_in
+from .matrix import end_in
 
 SOME = 5  # effects of each job and fate in a quick run
 

@@ -67,7 +67,7 @@ def test_a_signal_before_some_effects(
 
 @pytest.mark.parametrize("once", [True, False], ids=["once", "again-and-again"])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.long
+@pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_a_signal_before_every_effect(
     kind: str, once: bool, place: Path, crash_points: CrashPoints
@@ -113,7 +113,7 @@ def test_ctrl_c_in_somebody_elses_program(
 
 @pytest.mark.parametrize("fate", [Fate.FAIL_BEFORE, Fate.FAIL_AFTER], ids=["before", "after"])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.long
+@pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_ctrl_c_at_every_effect_in_somebody_elses_program(
     kind: str, fate: Fate, place: Path, crash_points: CrashPoints

@@ -16,7 +16,7 @@ from imgtool.testing.images import KIB, guest_bytes_digest, write_pattern
 
 from .branches import Branching, make_branching
 from .dying import Doom, Fate
-from .test_every_step import run_into
+from .matrix import run_into
 
 
 def test_what_was_committed_down_since_is_not_merged_over(place: Path) -> None:

@@ -33,7 +33,7 @@ LEAKS = re.compile(r"\d+ leaks")  # space, until it is mended; no guest sees the
 PULL = "pull"
 ACTS = {**JOBS, PULL: JOBS["delete-last"]}
 QUICK = ("delete-last", PULL)  # data go down, data go up
-long = pytest.mark.long
+soak = pytest.mark.soak
 
 
 class Branching(Snapshotting):
@@ -104,7 +104,7 @@ def _grow_heavier(world: World) -> None:
     [
         *((XFS, job, FEW) for job in QUICK),
         *(
-            pytest.param(fs, job, MANY, marks=long)
+            pytest.param(fs, job, MANY, marks=soak)
             for fs in (XFS, EXT4, EXT4_BARE, BTRFS)
             for job in ACTS
         ),
@@ -116,7 +116,7 @@ def test_a_branch_is_old_or_new(power: PowerCuts, fs: FileSystem, job: str, subs
 
 
 @pytest.mark.parametrize(
-    "job", [job if job == "delete-last" else pytest.param(job, marks=long) for job in ACTS]
+    "job", [job if job == "delete-last" else pytest.param(job, marks=soak) for job in ACTS]
 )
 def test_without_syncs_it_is_found_torn(power: PowerCuts, job: str) -> None:
     work = Branching(job, files=UnsyncedFiles())
@@ -129,7 +129,7 @@ def test_without_syncs_it_is_found_torn(power: PowerCuts, job: str) -> None:
     [
         (XFS, "delete-middle", 3, 3),
         *(
-            pytest.param(fs, job, 12, FEW, marks=long)
+            pytest.param(fs, job, 12, FEW, marks=soak)
             for fs in (XFS, EXT4, EXT4_BARE)
             for job in ACTS
         ),

@@ -22,6 +22,7 @@ SUBSETS = 200
 FEW = 20
 PARTS = 16  # of the long matrices, so that none comes near the time limit of a test
 long = pytest.mark.long
+soak = pytest.mark.soak
 on_each = pytest.mark.parametrize("fs", [XFS, EXT4, EXT4_BARE], ids=str)
 on_strict = pytest.mark.parametrize("fs", [XFS, EXT4_BARE], ids=str)  # these forgive least
 on_more = pytest.mark.parametrize(
@@ -86,7 +87,7 @@ def test_recovery_is_cut(power: PowerCuts, promised: Outcome, rebooted: bool) ->
         assert work.promised is promised, trace[at - 1]
 
 
-@long
+@soak
 @on_strict
 @pytest.mark.parametrize("rebooted", [True, False], ids=["rebooted", "at-once"])
 @pytest.mark.parametrize("part", range(PARTS))
@@ -96,7 +97,7 @@ def test_every_recovery_is_cut(power: PowerCuts, fs: FileSystem, rebooted: bool,
         prove_recovery(power, fs, Killed("mixed", at=at, rebooted=rebooted))
 
 
-@long
+@soak
 @on_strict
 @pytest.mark.parametrize("part", range(PARTS))
 def test_a_second_recovery_is_cut(power: PowerCuts, fs: FileSystem, part: int) -> None:
@@ -113,7 +114,7 @@ def test_a_second_recovery_is_cut(power: PowerCuts, fs: FileSystem, part: int) -
     [
         (EXT4_BARE, "mixed", 6),
         *(
-            pytest.param(fs, kind, 20, marks=long)
+            pytest.param(fs, kind, 20, marks=soak)
             for fs in (XFS, EXT4, EXT4_BARE, BTRFS)
             for kind in KINDS
         ),
