@@ -14,7 +14,7 @@ from .conftest import CrashPoints
 from .dying import DeadError, Doom, DyingFiles, DyingQemu, Fate
 from .matrix import calls, run_into, strike
 
-SOME = 14  # effects of each job and fate in a quick run
+SOME = 8  # effects of each job and fate in a quick run
 
 
 @pytest.mark.parametrize("fate", [Fate.DIE, Fate.FAIL_BEFORE], ids=lambda fate: fate.name.lower())

@@ -11,7 +11,7 @@ from .dying import Fate
 from .matrix import calls, strike
 from .scenario import KINDS, make_scenario
 
-SOME = 20  # effects of each kind and fate in a quick run
+SOME = 12  # effects of each kind and fate in a quick run
 
 
 @pytest.mark.parametrize("fate", Fate, ids=lambda fate: fate.name.lower())

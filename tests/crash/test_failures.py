@@ -71,7 +71,7 @@ FIRST_OR_SECOND = pytest.mark.parametrize(
 def test_full_from_some_steps_on(
     kind: str, make: Make, place: Path, crash_points: CrashPoints
 ) -> None:
-    _fill_at_every_step("tmpfs", make, kind, place, crash_points, step=5)
+    _fill_at_every_step("tmpfs", make, kind, place, crash_points, step=9)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -79,7 +79,7 @@ def test_full_from_some_steps_on(
 def test_a_real_disk_is_full_from_some_steps_on(
     disk: str, kind: str, place: Path, crash_points: CrashPoints
 ) -> None:
-    _fill_at_every_step(disk, make_second, kind, place, crash_points, step=9)
+    _fill_at_every_step(disk, make_second, kind, place, crash_points, step=13)
 
 
 @FIRST_OR_SECOND

@@ -62,7 +62,7 @@ class Stopping(Doom):
 def test_a_signal_before_some_effects(
     kind: str, once: bool, place: Path, crash_points: CrashPoints
 ) -> None:
-    _signal_at(kind, place, crash_points, once=once, step=5)
+    _signal_at(kind, place, crash_points, once=once, step=9)
 
 
 @pytest.mark.parametrize("once", [True, False], ids=["once", "again-and-again"])
@@ -108,7 +108,7 @@ def _calls(scenario: Scenario) -> int:
 def test_ctrl_c_in_somebody_elses_program(
     kind: str, fate: Fate, place: Path, crash_points: CrashPoints
 ) -> None:
-    _stop_at(kind, fate, place, crash_points, step=7)
+    _stop_at(kind, fate, place, crash_points, step=11)
 
 
 @pytest.mark.parametrize("fate", [Fate.FAIL_BEFORE, Fate.FAIL_AFTER], ids=["before", "after"])

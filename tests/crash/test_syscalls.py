@@ -13,7 +13,7 @@ from .scenario import KINDS, Scenario, make_scenario
 from .strace import Point, changing_calls, run_into, spread
 
 FAULTS = ("signal=KILL", "error=EIO", "error=ENOSPC")
-SOME = 12  # points of each kind and fault in a quick run
+SOME = 8  # points of each kind and fault in a quick run
 
 
 @pytest.mark.parametrize("fault", FAULTS)
