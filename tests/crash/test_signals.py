@@ -200,7 +200,7 @@ def _signal_the_command(kind: str, place: Path, crash_points: CrashPoints, *, ti
         _output, stderr = process.communicate(timeout=60)
         outcome = scenario.outcome()
         about = f"{signum.name}, run {number}: exit {process.returncode}: {stderr}"
-        if "Traceback" in stderr:  # Python's own start-up prints what it likes, and ends as it likes
+        if "Traceback" in stderr:  # what Python prints before the first line of ours
             assert "/imgtool/" not in stderr, about
             assert outcome is Outcome.OLD, about
             continue
