@@ -36,7 +36,7 @@ DOMAIN = f"""\
 </domain>
 """
 OVERLAY = "<driver type='qcow2'/><source file='/guest/overlay'/>"
-MARK = "-- next --"
+MARK = "== the next answer =="  # virsh 11 takes a leading dash for an option
 FLAGS = (
     *("parent", "roots", "leaves", "no-leaves", "metadata", "no-metadata", "inactive", "active"),
     *("disk-only", "internal", "external", "tree", "current", "descendants", "name"),
