@@ -33,7 +33,7 @@ SNAPSHOTS = "/var/lib/libvirt/qemu/snapshot"
 
 def in_libvirtd(uri: str, *command: str) -> None:
     """Run a command where libvirtd sees it: among its own mounts."""
-    inside = ["nsenter", "--mount", f"--target={libvirtd_pid(uri)}", "--", *command]
+    inside = ["nsenter", "--mount", "--root", f"--target={libvirtd_pid(uri)}", "--", *command]
     subprocess.run(inside, check=True, capture_output=True)
 
 

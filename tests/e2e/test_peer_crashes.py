@@ -250,7 +250,7 @@ def test_eio_at_the_domain_xml(machine: Machine, peer: Peer, tmp_path: Path) -> 
 def inside(peer: Peer, line: str) -> Done:
     """Run a command of imgtool where libvirtd's own folders are seen."""
     words = [sys.executable, "-m", *shlex.split(line)]
-    enter = ["nsenter", "--mount", f"--target={libvirtd_pid(peer.uri)}", "--"]
+    enter = ["nsenter", "--mount", "--root", f"--target={libvirtd_pid(peer.uri)}", "--"]
     project = Path(imgtool.__file__).parents[1]  # it begins in the root folder
     return subprocess.run(
         [*enter, *words],
