@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from imgtool.testing import State, capture, make_three_disks
-from tests.libvirt_fixtures import virsh
+from tests.libvirt_fixtures import libvirtd_folder, virsh
 
 from .command import Done, imgtool
 
@@ -68,6 +68,19 @@ class Machine:
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         assert ended.returncode != 0, f"virsh {args} should have failed: {ended.stdout}"
         return ended.stderr
+
+    def does_not_start(self) -> str:
+        """What virsh and QEMU say when the domain does not start, as it must not.
+
+        Where libvirt is late to see that QEMU has ended, virsh only tells of QEMU's monitor; the
+        reason is in QEMU's log, which no start ever cuts.
+        """
+        log = libvirtd_folder(self.uri) / f"log/qemu/{self.name}.log"
+        old = log.stat().st_size if log.exists() else 0
+        said = self.virsh_fails("start", self.name)
+        with log.open("rb") as file:
+            file.seek(old)
+            return said + file.read().decode(errors="replace")
 
     def remedy(self, ended: Done) -> str:
         """The virsh command that a refusal names, run: it must work."""

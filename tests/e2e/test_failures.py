@@ -17,6 +17,7 @@ from imgtool.host.files import Files
 from imgtool.model.errors import StoreError
 from imgtool.stores.libvirt import LibvirtStore
 from imgtool.testing import Outcome, assert_old_or_new, differences, make_three_disks
+from tests.crash import disks
 from tests.libvirt_fixtures import libvirtd_in, libvirtd_pid, short_folder
 
 from .command import assert_refused
@@ -46,17 +47,6 @@ def read_only(uri: str, folder: str) -> Iterator[None]:
         yield
     finally:
         in_libvirtd(uri, "umount", folder)
-
-
-@contextmanager
-def read_only_here(folder: Path) -> Iterator[None]:
-    """Nobody can write there, but for files that are open already."""
-    subprocess.run(["mount", "--bind", folder, folder], check=True)
-    try:
-        subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
-        yield
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 @contextmanager
@@ -96,12 +86,12 @@ def test_what_cannot_be_finished_waits(machine: Machine, tmp_path: Path) -> None
     """Past the pivot, the images' folder becomes read-only: they cannot be unblocked."""
     before = machine.captured()
     with held(machine.words(*MIXED), PIVOTED, tmp_path / "log") as command:
-        with read_only_here(machine.images):
+        with disks.read_only(machine.images):
             code, stderr = command.go_on()
             assert code == 4, stderr
             assert "recover" in stderr
             assert "Read-only file system" in machine.imgtool("recover").stderr
-            assert "Image is corrupt" in machine.virsh_fails("start", "vm")
+            assert "Image is corrupt" in machine.does_not_start()
     (ended,) = machine.json("recover")["recovered"]
     assert ended["direction"] == "forward"
     now = machine.captured()
@@ -118,7 +108,7 @@ def test_a_record_that_libvirt_could_not_remove_stays(embed_uri: str, tmp_path: 
     xml += b"<memory snapshot='no'/>" + store.head("frozen").xml + b"</domainsnapshot>"
     store.record("frozen", "s1", xml, current=True)
     file = Path(embed_uri.partition("root=")[2], "lib/qemu/snapshot/frozen/s1.xml")
-    with read_only_here(file.parent), pytest.raises(StoreError, match="would come back"):
+    with disks.read_only(file.parent), pytest.raises(StoreError, match="would come back"):
         store.forget("frozen", "s1")
     assert (store.current("frozen"), file.exists()) == ("s1", True)
     store.forget("frozen", "s1")

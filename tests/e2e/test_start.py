@@ -23,7 +23,7 @@ def test_it_does_not_start_while_an_overlay_is_being_published(
     machine: Machine, tmp_path: Path
 ) -> None:
     with held(machine.words(*EXTERNAL), published(machine, "vda"), tmp_path / "log") as command:
-        assert LOCKED in machine.virsh_fails("start", "vm")
+        assert LOCKED in machine.does_not_start()
         code, stderr = command.go_on()
     assert (code, stderr) == (0, "")
     with machine.running():
@@ -33,7 +33,7 @@ def test_it_does_not_start_while_an_overlay_is_being_published(
 @pytest.mark.strace
 def test_it_does_not_start_while_images_change_in_place(machine: Machine, tmp_path: Path) -> None:
     with held(machine.words(*INTERNAL), blocked(machine), tmp_path / "log") as command:
-        refused = machine.virsh_fails("start", "vm")
+        refused = machine.does_not_start()
         assert LOCKED in refused or BLOCKED in refused
         code, stderr = command.go_on()
     assert (code, stderr) == (0, "")
@@ -47,7 +47,7 @@ def test_it_starts_neither_half_written_nor_before_recovery(
 ) -> None:
     before = machine.captured()
     killed(machine.words(*MIXED), half_written(machine), tmp_path / "log")
-    assert BLOCKED in machine.virsh_fails("start", "vm")
+    assert BLOCKED in machine.does_not_start()
     (waiting,) = machine.json("recover", "--list")["pending"]
     assert (waiting["domain"], waiting["direction"]) == ("vm", "back")
     (ended,) = machine.json("recover")["recovered"]
