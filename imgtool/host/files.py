@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from imgtool.host.copying import copy_image
 from imgtool.host.image_file import ImageFile
 from imgtool.model.image import Identity
 
@@ -197,6 +198,18 @@ class Files:
         descriptor = self.create(target)
         with _closing(descriptor, target):
             _write_all(descriptor, source.read_bytes())
+
+    def copy(
+        self,
+        source: Path,
+        destination: Path,
+        *,
+        watch: Callable[[int], None],
+        check: Callable[[], None],
+        done: int = 0,
+    ) -> bool:
+        """Copy all bytes of an image into a file that exists; see `copy_image`. Not synced."""
+        return copy_image(source, destination, watch=watch, check=check, done=done)
 
     def write_at(self, descriptor: int, offset: int, data: bytes) -> None:
         """Write all of `data` at `offset`. Not synced."""
