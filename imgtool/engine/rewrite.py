@@ -19,6 +19,7 @@ from imgtool.model.image import Format
 from imgtool.model.plan import (
     MergeBitmaps,
     MergeDown,
+    Node,
     Plan,
     PullImage,
     Relink,
@@ -89,10 +90,18 @@ def pull(step: PullImage, world: World) -> None:
         now = read_image(step.image, Format.QCOW2)
         if (now.backing or "") != step.backing:
             with handed_on(step.image.parent / step.backing if step.backing else None) as name:
+                fmt, below = step.backing_format or Format.RAW, step.below
+                if below and below[0].format is Format.QCOW2:
+                    # Over an empty image, qemu-img need not read what no layer has.
+                    fmt = Format.QCOW2
+                    empty = Node(path=Path(name), format=fmt)
+                    world.qemu.create_scratch(empty.path, virtual_size=now.virtual_size)
+                    below = (empty, *below)
                 world.qemu.rebase(
                     step.image,
                     name,
-                    step.backing_format or Format.RAW,
+                    fmt,
+                    below=below,
                     watch=world.watch(step.target, f"pulling into {step.image.name}"),
                 )
             world.files.sync_file(step.image)

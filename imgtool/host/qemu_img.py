@@ -180,18 +180,22 @@ class QemuImg:
         backing_format: Format | None,
         *,
         unsafe: bool = False,
+        below: Sequence[Node] = (),
         watch: Watch | None = None,
     ) -> None:
         """Give a qcow2 another base (none: ''), copying what it would miss unless `unsafe`.
 
-        imgtool holds the lock of the image. Not synced. A kill may leave the name of the new base
-        without the last of the data that were copied: what is seen through the old one is right.
+        `below`: its layers, base first, if other than by the names that they record. One of them
+        as the new base makes qemu-img look only at what the layers above it have; of any other,
+        and of none, it reads and compares the whole virtual size. imgtool holds the locks of all.
+        Not synced. A kill may leave the name of the new base without the last of the data that
+        were copied: what is seen through the old one is right.
         """
         words: list[str | Path] = ["rebase", "-t", "writeback", "-b", backing]
         words += ["-F", backing_format] if backing_format else []
         words += ["-u"] if unsafe else ["-p"]
-        node = Node(path=image, format=Format.QCOW2)
-        self.run(*words, "--image-opts", _chain_options([node]), timeout=None, watch=watch)
+        layers = [*below, Node(path=image, format=Format.QCOW2)]
+        self.run(*words, "--image-opts", _chain_options(layers), timeout=None, watch=watch)
 
     def repair_leaks(self, image: Path) -> None:
         """Free clusters that a killed qemu-img has leaked. imgtool holds the image's lock."""

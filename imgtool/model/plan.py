@@ -121,6 +121,7 @@ class PullImage:
     backing_format: Format | None
     old_backing: str  # the name it records now
     old_backing_format: Format
+    below: tuple[Node, ...] = ()  # all its layers, base first, where none of them is to be left
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

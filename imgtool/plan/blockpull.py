@@ -26,7 +26,7 @@ from imgtool.plan.blockjob import (
     settled,
 )
 from imgtool.plan.lineage import is_relative
-from imgtool.plan.undertaking import require_sound
+from imgtool.plan.undertaking import node, require_sound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +97,7 @@ def pull_piece(
                 backing_format=base.format if base else None,
                 old_backing=image.backing or "",
                 old_backing_format=old.format,
+                below=() if base else tuple(node(layer) for layer in chain.images[:-1]),
             ),
         ),
         moves=settled(disk),

@@ -317,6 +317,7 @@ def _pull(target: str, base: Image, child: Image, facts: DeleteFacts, draft: _Dr
             backing_format=below.format if below else None,
             old_backing=child.backing or "",
             old_backing_format=base.format,
+            below=() if below else (node(base),),
         )
     )
     draft.written.add(child.path)
