@@ -24,6 +24,13 @@ if TYPE_CHECKING:
     from imgtool.api.checks import Checkup, RepairOptions, RepairResult, check, repair
     from imgtool.api.delete import DeleteOptions, DeleteResult, delete_snapshot
     from imgtool.api.domains import chains, define, set_current_snapshot, snapshots, undefine
+    from imgtool.api.mirrors import (
+        MirrorFilesResult,
+        OverlayOptions,
+        OverlayResult,
+        create_mirror_files,
+        create_overlay,
+    )
     from imgtool.api.recovery import pending, recover
     from imgtool.api.revert import RevertOptions, RevertResult, revert_to
     from imgtool.api.snapshot import (
@@ -45,6 +52,9 @@ _HOMES = {
     "DeleteResult": "delete",
     "DiskResult": "snapshot",
     "JobResult": "blockjobs",
+    "MirrorFilesResult": "mirrors",
+    "OverlayOptions": "mirrors",
+    "OverlayResult": "mirrors",
     "PullOptions": "blockjobs",
     "RebaseOptions": "blockjobs",
     "RepairOptions": "checks",
@@ -59,6 +69,8 @@ _HOMES = {
     "block_pull": "blockjobs",
     "chains": "domains",
     "check": "checks",
+    "create_mirror_files": "mirrors",
+    "create_overlay": "mirrors",
     "default_uri": "world",
     "define": "domains",
     "delete_snapshot": "delete",
@@ -86,6 +98,9 @@ __all__ = [
     "DeleteResult",
     "DiskResult",
     "JobResult",
+    "MirrorFilesResult",
+    "OverlayOptions",
+    "OverlayResult",
     "PullOptions",
     "RebaseOptions",
     "RepairOptions",
@@ -100,6 +115,8 @@ __all__ = [
     "block_pull",
     "chains",
     "check",
+    "create_mirror_files",
+    "create_overlay",
     "default_uri",
     "define",
     "delete_snapshot",

@@ -45,6 +45,8 @@ COMMANDS = {
     "resize": ("blockjobs", "give a disk another size"),
     "blockresize": ("blockjobs", "the same, by virsh's name"),
     "rebase": ("blockjobs", "let overlays name their bases relatively, absolutely, or others"),
+    "mirror-create": ("mirrors", "prepare overlays for mirroring; the domain may run"),
+    "overlay-create": ("mirrors", "make an overlay of one image, without a domain"),
     "recover": ("recover", "end what a crash has left open"),
 }
 REMEDIES = {

@@ -43,7 +43,8 @@ def plan_lines(plan: Plan, moves: Iterable[Move]) -> str:
         for record in plan.records
         if isinstance(record, PutRecord)
     ]
-    lines.append(f"  pivot: redefine {plan.domain}")
+    if not plan.files_only:
+        lines.append(f"  pivot: redefine {plan.domain}")
     lines += [f"  then {line}" for line in _aftermath(plan.aftermath)]
     return "\n".join(lines)
 

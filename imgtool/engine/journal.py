@@ -1,7 +1,8 @@
 """The journal: append-only, checksummed lines. Absent means that nothing is open.
 
 A line is `crc32 json`. The first says what a transaction is about to do, the second what it has
-staged. Torn lines were never acted upon, so reading stops there.
+staged, and a third, where no domain XML can say it, that it is done. Torn lines were never acted
+upon, so reading stops there.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ class Pending:
 
     plan: Plan
     staged: Staged | None
+    done: bool = False  # of a plan of files only: this is its commit record
 
 
 class Journal:
@@ -98,6 +100,14 @@ class Journal:
     def staged(self, staged: Staged) -> None:
         """Write down, durably, what has been staged."""
         self._files.append(self.path, encode({"staged": to_json(staged)}))
+
+    def done(self) -> None:
+        """Commit a plan of files only, durably. A crash inside leaves it committed, or not."""
+        self._files.append(self.path, encode({"done": True}))
+
+    def settle(self) -> None:
+        """Make what `pending` says now survive a power cut (redoes a sync that was lost)."""
+        self._files.sync_file(self.path)
 
     def pending(self) -> Pending | None:
         """The transaction that is open; None if there is none, or none that has begun.
@@ -120,6 +130,7 @@ class Journal:
         return Pending(
             plan=from_json(Plan, records[0]["begin"]),
             staged=None if staged is None else from_json(Staged, staged),
+            done=any("done" in record for record in records),
         )
 
     def remove(self) -> None:

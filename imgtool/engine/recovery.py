@@ -58,7 +58,7 @@ def waiting(world: World, uuid: str) -> Waiting | None:
         head = world.store.head(uuid)
     except NotFoundError:
         head = None
-    return Waiting(plan=pending.plan, direction=decide(pending.plan, head))
+    return Waiting(plan=pending.plan, direction=decide(pending, head))
 
 
 def all_waiting(world: World) -> tuple[Waiting, ...]:

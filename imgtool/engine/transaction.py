@@ -1,7 +1,8 @@
 """Run a plan: all of it or none of it. Recovery is re-entry: the same functions, another process.
 
 The domain XML is the commit record. Whatever the journal says, a transaction whose id the XML
-carries goes forward, any other goes back.
+carries goes forward, any other goes back. Only a plan of files that no domain names yet is
+committed by its journal.
 """
 
 from __future__ import annotations
@@ -9,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import Enum, auto
 
-from imgtool.engine import redo, rewrite, undo
-from imgtool.engine.journal import Staged, StagedOverlay
+from imgtool.engine import making, redo, rewrite, undo
+from imgtool.engine.journal import Pending, Staged
 from imgtool.engine.redo import Redo
 from imgtool.engine.room import Room
 from imgtool.engine.world import World, failed, naming
-from imgtool.host.headers import read_image
 from imgtool.host.locks import PinnedImages, check_unchanged
 from imgtool.model.domain import Head
 from imgtool.model.errors import (
@@ -25,7 +25,6 @@ from imgtool.model.errors import (
     NotFoundError,
     PendingError,
 )
-from imgtool.model.image import Format
 from imgtool.model.plan import (
     ChangeInPlace,
     Commit,
@@ -46,10 +45,12 @@ class Direction(Enum):
     BACK = auto()
 
 
-def decide(plan: Plan, head: Head | None) -> Direction:
+def decide(pending: Pending, head: Head | None) -> Direction:
     """Which way a pending transaction ends. The domain XML is the commit record."""
+    plan = pending.plan
     carried = head is not None and head.domain.transaction == plan.txid
-    return Direction.FORWARD if carried else Direction.BACK
+    committed = pending.done if plan.files_only else carried
+    return Direction.FORWARD if committed else Direction.BACK
 
 
 def run(plan: Plan, commit: Commit, room: Room, world: World) -> None:
@@ -99,8 +100,8 @@ def conclude(room: Room, world: World, *, pinned: bool = False) -> Direction | N
         if pending is None:
             _forget_journal(room)
             return None
-        head = _head(pending.plan, world, crashed=not pinned)
-        direction = decide(pending.plan, head)
+        head = _head(pending, world, crashed=not pinned)
+        direction = decide(pending, head)
         with PinnedImages() as images, world.interrupt.shielded():
             world.qemu.resume()
             if not pinned:
@@ -112,7 +113,10 @@ def conclude(room: Room, world: World, *, pinned: bool = False) -> Direction | N
                         ((drop.target, drop.path) for drop in drops if drop.path.exists()),
                         written=False,
                     )
-            if direction is Direction.FORWARD and head is not None:
+            if direction is Direction.FORWARD and pending.plan.files_only:
+                room.journal.settle()
+                undo.finish_files(pending, world)
+            elif direction is Direction.FORWARD and head is not None:
                 undo.finish(pending, head.domain.name, world)
             else:
                 undo.go_back(pending, None if head is None else head.domain.name, world)
@@ -133,7 +137,8 @@ def _forget_journal(room: Room) -> None:
         room.journal.remove()
 
 
-def _head(plan: Plan, world: World, *, crashed: bool) -> Head | None:
+def _head(pending: Pending, world: World, *, crashed: bool) -> Head | None:
+    plan = pending.plan
     if plan.store != world.store.uri:
         raise PendingError(
             f"a transaction of {plan.store} is pending: {plan.summary}",
@@ -141,7 +146,7 @@ def _head(plan: Plan, world: World, *, crashed: bool) -> Head | None:
         )
     try:
         head = world.store.head(plan.uuid)
-        if crashed and decide(plan, head) is Direction.BACK:
+        if crashed and not plan.files_only and decide(pending, head) is Direction.BACK:
             world.store.quiesce(head.domain.name)
             head = world.store.head(plan.uuid)
         return head
@@ -167,7 +172,7 @@ def _perform(plan: Plan, commit: Commit, room: Room, world: World) -> None:
     room.journal.begin(plan)
     redos = _stage(plan, world)
     staged = Staged(
-        overlays=world.each(lambda step: _sync_made(step, world), plan.made),
+        overlays=world.each(lambda step: making.sync(step, world), plan.made),
         changes=tuple(each.staged for each in redos),
     )
     if plan.changes:
@@ -176,6 +181,9 @@ def _perform(plan: Plan, commit: Commit, room: Room, world: World) -> None:
     check_unchanged(commit.pins)
     room.journal.staged(staged)
     _publish(plan, redos, world)
+    if plan.files_only:
+        _commit_files(plan, commit, room, world)
+        return
     rewrite.perform(plan, world)
     _record(plan, commit, world)
     world.interrupt.check()
@@ -184,6 +192,17 @@ def _perform(plan: Plan, commit: Commit, room: Room, world: World) -> None:
     check_unchanged(commit.pins, except_for=written)
     _require_ours(plan, world)
     world.store.pivot(plan.domain, expected=commit.expected, xml=commit.xml)
+
+
+def _commit_files(plan: Plan, commit: Commit, room: Room, world: World) -> None:
+    """The commit point of files that no domain names yet, made for the domain as it was seen."""
+    world.interrupt.check()
+    _require_ours(plan, world)
+    if world.store.head(plan.domain).digest != commit.expected:
+        raise DomainChangedError(
+            f"{plan.domain}: was redefined meanwhile", remedy="look at it, then try again"
+        )
+    room.journal.done()
 
 
 def _stage(plan: Plan, world: World) -> tuple[Redo, ...]:
@@ -196,58 +215,15 @@ def _stage(plan: Plan, world: World) -> tuple[Redo, ...]:
     def stage(step: Step) -> Redo | None:
         world.interrupt.check()
         if isinstance(step, CreateOverlay):
-            _create_overlay(step, world)
+            making.create_overlay(step, world)
         elif isinstance(step, CopyImage):
-            _copy_image(step, world)
+            making.copy_image(step, world)
         elif isinstance(step, ChangeInPlace):
             with naming(step.target, step.image):
                 return redo.stage(step, template, world.files, world.qemu)
         return None
 
     return tuple(each for each in world.each(stage, plan.steps) if each is not None)
-
-
-def _create_like(step: Made, world: World) -> None:
-    for missed in world.files.create_like(step.staged, step.base):
-        world.say(f"{step.target}: {step.overlay} could not be given the {missed} of its base")
-
-
-def _create_overlay(step: CreateOverlay, world: World) -> None:
-    with naming(step.target, step.overlay):
-        _create_like(step, world)
-        world.qemu.create_overlay(
-            step.staged,
-            base=step.backing,  # no Path: it would take ./ off ./a:b
-            base_format=step.base_format,
-            virtual_size=step.virtual_size,
-            features=step.features,
-        )
-        made = read_image(step.staged, Format.QCOW2)
-        seen = (made.backing, made.backing_format, made.virtual_size, made.features)
-        if seen != (step.backing, step.base_format, step.virtual_size, step.features):
-            raise FailedError(f"{step.overlay}: qemu-img made something else: {made}")
-
-
-def _copy_image(step: CopyImage, world: World) -> None:
-    with naming(step.target, step.overlay):
-        _create_like(step, world)
-        world.qemu.convert_snapshot(
-            step.base,
-            step.base_format,
-            step.snapshot_id,
-            step.staged,
-            step.features,
-            watch=world.watch(step.target, f"copying to {step.overlay.name}"),
-        )
-        made = read_image(step.staged, Format.QCOW2)
-        if (made.backing, made.virtual_size) != (None, step.virtual_size):
-            raise FailedError(f"{step.overlay}: qemu-img made something else: {made}")
-
-
-def _sync_made(step: Made, world: World) -> StagedOverlay:
-    with naming(step.target, step.overlay):
-        world.files.sync_file(step.staged)
-        return StagedOverlay(staged=step.staged, identity=world.files.identity(step.staged))
 
 
 def _publish(plan: Plan, redos: Sequence[Redo], world: World) -> None:

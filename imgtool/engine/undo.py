@@ -28,15 +28,23 @@ def finish(pending: Pending, domain: str, world: World) -> None:
     aftermath.bring_about(pending.plan, domain, world)
 
 
+def finish_files(pending: Pending, world: World) -> None:
+    """After the commit of a plan of files only: their final names alone stay. No domain is asked.
+
+    A final name that somebody has removed since stays removed: nothing needs it.
+    """
+    _drop_staged(pending.plan.made, world)
+
+
 def go_back(pending: Pending, domain: str | None, world: World) -> None:
     """Before the pivot: everything as it was. `domain` is None if the store lost it meanwhile.
 
     What gives space back comes first: on a full disk the metadata could not be written else.
     """
-    if domain is not None:
+    if domain is not None and not pending.plan.files_only:
         world.store.settle(domain)
     _drop_redo(pending.plan, world)
-    _unpublish(pending, world)
+    _unpublish(pending, world, _named(pending.plan, domain, world))
     changes = blocked_images(pending)
     staged = {} if pending.staged is None else {each.image: each for each in pending.staged.changes}
     for change in changes:
@@ -128,14 +136,24 @@ def _restore_record(record: PutRecord, domain: str, world: World) -> None:
         world.store.record(domain, record.name, record.previous.encode(), current=False)
 
 
-def _unpublish(pending: Pending, world: World) -> None:
+def _named(plan: Plan, domain: str | None, world: World) -> tuple[Path, ...]:
+    """Images that the domain names. Files of a plan without a pivot may be among them by now."""
+    if domain is None or not plan.files_only:
+        return ()
+    disks = world.store.head(domain).domain.disks
+    return tuple(disk.source for disk in disks if disk.source is not None)
+
+
+def _unpublish(pending: Pending, world: World, named: tuple[Path, ...]) -> None:
     """Remove final names that are ours; an overlay that somebody has used since stays."""
     facts = (
         {} if pending.staged is None else {each.staged: each for each in pending.staged.overlays}
     )
     for step in _published(pending.plan, world):
-        if not _pristine(facts.get(step.staged), step.overlay, world):
-            world.say(f"{step.overlay}: was written to meanwhile and is left where it is")
+        used = any(world.files.same(step.overlay, path) for path in named)
+        if used or not _pristine(facts.get(step.staged), step.overlay, world):
+            word = "is in use" if used else "was written to"
+            world.say(f"{step.overlay}: {word} meanwhile and is left where it is")
             continue
         world.files.unlink(step.overlay)
     _sync_folders(pending.plan.made, world)

@@ -123,14 +123,17 @@ class QemuImg:
         base_format: Format,
         virtual_size: int,
         features: Qcow2Features,
+        unchecked: bool = False,
     ) -> None:
         """Create a qcow2 overlay of `virtual_size` bytes at `path`, recording `base` as given.
 
         `base` is absolute, or relative to the folder of `path`. qemu-img opens the whole chain
-        below it. An existing empty `path` keeps its inode, owner and mode.
+        below it, unless it is to be `unchecked`. An existing empty `path` keeps its inode, owner
+        and mode.
         """
         self.run(
-            "create", "-q", "-f", Format.QCOW2, "-o", _creation(features),
+            "create", "-q", *(["-u"] if unchecked else []),
+            "-f", Format.QCOW2, "-o", _creation(features),
             "-F", base_format, "-b", base, path, str(virtual_size),
         )  # fmt: skip
 

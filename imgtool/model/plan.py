@@ -14,7 +14,11 @@ from imgtool.model.image import Format, Identity, Qcow2Features
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreateOverlay:
-    """Make an empty child of `base`. Undo: unlink the overlay. `base` is not written."""
+    """Make an empty child of `base`. Undo: unlink the overlay. `base` is not written.
+
+    `unchecked`: what `backing` leads to is not opened. It may not be there yet, or a running
+    guest may have it; `base` only lends its owner, mode and labels.
+    """
 
     target: str  # disk, as in the domain XML: 'vda'
     base: Path
@@ -24,6 +28,7 @@ class CreateOverlay:
     staged: Path  # beside it
     virtual_size: int  # bytes, equal to the base's
     features: Qcow2Features
+    unchecked: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,7 +246,11 @@ class Space:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """All that one transaction will do, and every path it may create."""
+    """All that one transaction will do, and every path it may create.
+
+    `files_only`: it makes files that no domain names yet, and the domain, which may run, is left
+    alone. Its commit record is a line in the journal, written when all of them have their names.
+    """
 
     txid: str
     store: str  # URI of the store
@@ -252,6 +261,7 @@ class Plan:
     records: tuple[RecordStep, ...] = ()
     workspace: Path
     aftermath: Aftermath = Aftermath()
+    files_only: bool = False
 
     @property
     def made(self) -> tuple[Made, ...]:

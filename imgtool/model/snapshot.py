@@ -16,6 +16,7 @@ class DiskSpec:
     driver: str | None = None
     stype: str | None = None  # file, block
     file: str | None = None
+    mirror: str | None = None  # not virsh's: the second overlay, elsewhere
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,7 @@ class SnapshotDisk:
     location: tuple[tuple[str, str], ...] = ()  # further attributes of <source>: protocol, ...
     extra: bytes = b""  # further children of <source>, kept as they came
     deleting: bool = False  # libvirt was interrupted while it deleted this snapshot
+    mirror: str = ""  # path of the second overlay, elsewhere; libvirt knows of none
     spec: DiskSpec | None = None  # where it came from a command line
 
 

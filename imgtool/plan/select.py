@@ -149,7 +149,7 @@ def _active(domain: Domain, state: DomainState, row: Row) -> DomainActiveError:
 
 def _require_possible(choice: Choice) -> None:
     disk = choice.disk
-    reason = _why_not(disk)
+    reason = why_not(disk)
     if choice.mode is SnapshotMode.MANUAL:
         reason = "snapshot=manual is for a program that pauses a running domain"
     if not reason and choice.mode is SnapshotMode.INTERNAL and disk.format_name != "qcow2":
@@ -168,7 +168,7 @@ def _require_possible(choice: Choice) -> None:
         )
 
 
-def _why_not(disk: Disk) -> str:
+def why_not(disk: Disk) -> str:
     """Why imgtool takes no snapshot of such a disk; empty where it does."""
     if disk.type not in ("file", "block", "volume"):
         kind = f"{disk.type} ({disk.protocol})" if disk.protocol else disk.type

@@ -192,7 +192,7 @@ def _require_distinct(moves: Sequence[Move], facts: Facts) -> None:
         seen[path] = move.target
 
 
-def _require_depth(target: str, chain: Chain) -> None:
+def require_depth(target: str, chain: Chain) -> None:
     if len(chain.images) + 1 > MAX_LAYERS:
         raise ChainError(
             f"{target}: backing chains more than {MAX_LAYERS} layers deep are not supported",
@@ -203,7 +203,7 @@ def _require_depth(target: str, chain: Chain) -> None:
 def _overlay(choice: Choice, facts: Facts, number: int) -> CreateOverlay:
     target = choice.disk.target
     chain, place = facts.chains[target], facts.places[target]
-    _require_depth(target, chain)
+    require_depth(target, chain)
     if place.taken:
         raise ExistsError(
             f"external snapshot file for disk {target} already exists: {place.overlay}",
@@ -228,7 +228,7 @@ def _overlay(choice: Choice, facts: Facts, number: int) -> CreateOverlay:
 def _reuse(choice: Choice, facts: Facts) -> Move:
     target = choice.disk.target
     chain, made = facts.chains[target], facts.prepared[target]
-    _require_depth(target, chain)
+    require_depth(target, chain)
     require_sound(target, made.image)
     base, image = chain.active, made.image
     problem = ""
@@ -297,9 +297,7 @@ def _pins(taking: Sequence[Choice], facts: Facts) -> Iterable[Pin]:
 def _space(plan: Plan, facts: Facts) -> Iterable[Space]:
     for step in plan.steps:
         if isinstance(step, CreateOverlay):
-            l1 = 8 * _l2_tables(step.virtual_size, step.features)
-            size = 5 * step.features.cluster_size + l1
-            yield Space(target=step.target, folder=step.overlay.parent, size=size)
+            yield overlay_space(step)
             continue
         image = facts.chains[step.target].active
         features = image.features or Qcow2Features()
@@ -312,6 +310,13 @@ def _space(plan: Plan, facts: Facts) -> Iterable[Space]:
         if not image.block_device:
             growth = 8 * _l2_tables(image.virtual_size, features) + 8 * features.cluster_size
             yield Space(target=step.target, folder=image.path.parent, size=growth)
+
+
+def overlay_space(step: CreateOverlay) -> Space:
+    """What a new, empty overlay takes."""
+    l1 = 8 * _l2_tables(step.virtual_size, step.features)
+    size = 5 * step.features.cluster_size + l1
+    return Space(target=step.target, folder=step.overlay.parent, size=size)
 
 
 def _l2_tables(size: int, features: Qcow2Features) -> int:

@@ -28,6 +28,7 @@ class Undertaking:
         *,
         records: Sequence[RecordStep] = (),
         aftermath: Aftermath | None = None,
+        files_only: bool = False,
     ) -> Plan:
         """The plan of these steps; `summary` is for people."""
         domain = self.head.domain
@@ -41,6 +42,7 @@ class Undertaking:
             records=tuple(records),
             workspace=self.workspace,
             aftermath=aftermath or Aftermath(),
+            files_only=files_only,
         )
 
     def staged(self, final: Path, number: int) -> Path:

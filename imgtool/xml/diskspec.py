@@ -1,7 +1,9 @@
 """virsh's grammar of --diskspec and --memspec.
 
 memspec  := [file=]name[,snapshot=type]
-diskspec := disk[,snapshot=type][,driver=type][,stype=type][,file=name]
+diskspec := disk[,snapshot=type][,driver=type][,stype=type][,file=name][,mirror=name]
+
+The last word is ours: a second overlay of the same content, elsewhere.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ from imgtool.model.domain import SnapshotMode
 from imgtool.model.errors import BadRequestError
 from imgtool.model.snapshot import DiskSpec, SnapshotDisk
 
-DISK_GRAMMAR = "disk[,snapshot=type][,driver=type][,stype=type][,file=name]; ,, is a comma"
+DISK_GRAMMAR = (
+    "disk[,snapshot=type][,driver=type][,stype=type][,file=name][,mirror=name]; ,, is a comma"
+)
 MEMORY_GRAMMAR = "[file=]name[,snapshot=type]; ,, is a comma"
 
 
@@ -20,11 +24,11 @@ def parse_diskspec(text: str) -> SnapshotDisk:
     """The disk that a diskspec names. `spec` keeps the words, as virsh would write them.
 
     Like virsh, this accepts any mode and any driver: a mode that is none leaves `mode` empty, and
-    the parser of the XML that comes of it refuses both. One with a driver or a file but without a
-    mode is external, as for libvirt. Raises BadRequestError: an unknown or repeated word.
+    the parser of the XML that comes of it refuses both. One with a driver, a file or a mirror but
+    without a mode is external, as for libvirt. Raises BadRequestError: an unknown or repeated word.
     """
     words = _split(text)
-    given = _given(words[1:], ("snapshot", "driver", "stype", "file"))
+    given = _given(words[1:], ("snapshot", "driver", "stype", "file", "mirror"))
     if given is None:
         raise _unable("diskspec", text, DISK_GRAMMAR)
     spec = DiskSpec(name=words[0] if text else None, **given)
@@ -37,6 +41,7 @@ def parse_diskspec(text: str) -> SnapshotDisk:
         type=spec.stype or "file",
         driver=spec.driver or "",
         source=spec.file or "",
+        mirror=spec.mirror or "",
         spec=spec,
     )
 
@@ -78,7 +83,7 @@ def _given(words: Sequence[str], keys: Sequence[str]) -> dict[str, str] | None:
 
 def _mode(spec: DiskSpec) -> SnapshotMode | None:
     if spec.snapshot is None:
-        return SnapshotMode.EXTERNAL if spec.driver or spec.file else None
+        return SnapshotMode.EXTERNAL if spec.driver or spec.file or spec.mirror else None
     known = spec.snapshot in {mode.value for mode in SnapshotMode}
     return SnapshotMode(spec.snapshot) if known else None
 

@@ -1,0 +1,117 @@
+"""Mirrors to be disturbed: two disks, an old place, a new one, again and again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from imgtool import api
+from imgtool.engine.world import World
+from imgtool.model.domain import Disk
+from imgtool.model.image import Format
+from imgtool.model.snapshot import SnapshotDisk
+from imgtool.testing import KIB, MIB, Outcome, capture, make_domain, make_image, write_pattern
+
+from .jobs import SIZE, Act, sight
+from .scenario import Scenario, digest
+
+TARGETS = ("vda", "vdb")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mirroring(Scenario):
+    """One thing that is done with mirrors."""
+
+    act: Act
+    after: str  # digest of what an undisturbed run leaves, where that is always the same
+
+    def take(self, world: World) -> None:
+        self.act(world)
+
+    def outcome(self) -> Outcome:
+        """Old or new in what a guest, QEMU and `ls` can see, or AssertionError."""
+        found = digest(self.folder)
+        if found == digest(self.template):
+            return Outcome.OLD
+        if found == self.after:
+            return Outcome.NEW
+        now = sight(self.state())
+        if now == sight(self.before):
+            return Outcome.OLD
+        assert now == sight(self.new), f"neither {sight(self.before)} nor the new, but {now}"
+        return Outcome.NEW
+
+
+def make_mirroring(name: str, parent: Path) -> Mirroring:
+    """Make the domain below `parent`, and find out what an undisturbed run makes of it."""
+    folder, template = parent / "store", parent / "template"
+    prepare, act = MIRRORINGS[name]
+    folder.mkdir()
+    _make_domain(folder)
+    prepare(folder)
+    shutil.copytree(folder, template, symlinks=True)
+    shutil.rmtree(folder)
+    shutil.copytree(template, folder, symlinks=True)  # copies are less sparse, and a plan counts
+    before = capture(f"dir:{folder}", "vm", [folder])
+    with api.open_world(f"dir:{folder}") as world:
+        act(world)
+    new = capture(f"dir:{folder}", "vm", [folder])
+    made = Mirroring(
+        kind=name,
+        folder=folder,
+        template=template,
+        before=before,
+        new=new,
+        act=act,
+        after=digest(folder),
+    )
+    made.fresh()
+    return made
+
+
+def _make_domain(folder: Path) -> None:
+    """old/vda: common <- vda; old/vdb: raw."""
+    for place in ("old", "new"):
+        (folder / place).mkdir()
+    old = folder / "old"
+    make_image(old / "common", size=SIZE)
+    write_pattern(old / "common", Format.QCOW2, 0, 256 * KIB, 1)
+    make_image(old / "vda", size=SIZE, backing="common", backing_format=Format.QCOW2)
+    write_pattern(old / "vda", Format.QCOW2, 128 * KIB, 256 * KIB, 2)
+    make_image(old / "vdb", Format.RAW, SIZE)
+    write_pattern(old / "vdb", Format.RAW, MIB, 64 * KIB, 3)
+    disks = [
+        Disk(target=target, source=old / target, format=fmt, format_name=fmt)
+        for target, fmt in zip(TARGETS, (Format.QCOW2, Format.RAW), strict=True)
+    ]
+    make_domain(folder, "vm", disks)
+
+
+def _wishes(folder: Path) -> list[SnapshotDisk]:
+    return [
+        SnapshotDisk(
+            name=target,
+            source=str(folder / "old" / f"{target}.migrate"),
+            mirror=str(folder / "new" / f"{target}.new"),
+        )
+        for target in TARGETS
+    ]
+
+
+def _home(world: World) -> Path:
+    return Path(world.store.uri.removeprefix("dir:"))
+
+
+def _nothing(folder: Path) -> None:
+    """The domain as it is made is what is needed."""
+
+
+def _create_files(world: World) -> object:
+    return api.create_mirror_files(world, "vm", _wishes(_home(world)))
+
+
+MIRRORINGS: dict[str, tuple[Callable[[Path], None], Act]] = {
+    "files": (_nothing, _create_files),
+}

@@ -1,0 +1,65 @@
+"""Every effect of what is done with mirrors fails or is the last one; again completes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from imgtool.model.errors import ImgtoolError, PendingError
+from imgtool.testing import Outcome
+
+from .conftest import CrashPoints
+from .dying import Doom, Fate
+from .matrix import calls, end_in
+from .mirrors import MIRRORINGS, Mirroring, make_mirroring
+
+SOME = 6  # effects of each and fate in a quick run
+
+
+@pytest.mark.parametrize("fate", Fate, ids=lambda fate: fate.name.lower())
+@pytest.mark.parametrize("name", MIRRORINGS)
+def test_some_effects(name: str, fate: Fate, place: Path, crash_points: CrashPoints) -> None:
+    made = make_mirroring(name, place)
+    total = calls(made)
+    step = max(1, total // SOME)
+    points = range(1 + (len(name) + len(fate.name)) % step, total + 1, step)
+    _strike(made, fate, points)
+    crash_points(f"{name}, {fate.name.lower()}", len(points))
+
+
+@pytest.mark.parametrize("fate", Fate, ids=lambda fate: fate.name.lower())
+@pytest.mark.parametrize("name", MIRRORINGS)
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_every_effect(name: str, fate: Fate, place: Path, crash_points: CrashPoints) -> None:
+    made = make_mirroring(name, place)
+    total = calls(made)
+    seen = _strike(made, fate, range(1, total + 1))
+    assert all(seen.values()), "a matrix that never gets to both sides proves nothing"
+    crash_points(f"every step, {name}, {fate.name.lower()}", total)
+
+
+def _strike(made: Mirroring, fate: Fate, points: range) -> dict[Outcome, int]:
+    seen: dict[Outcome, int] = dict.fromkeys(Outcome, 0)
+    for at in points:
+        made.fresh()
+        doom = Doom(fate=fate, at=at)
+        ended = end_in(made, doom)
+        if ended is None:
+            made.recover()  # what failed was tidying up, which is left to whoever comes next
+        struck = f"call {at}: {doom.trace[at - 1]}; {ended!r}"
+        try:
+            outcome = made.outcome()
+        except AssertionError as error:
+            raise AssertionError(struck) from error
+        if ended is None:
+            assert outcome is Outcome.NEW, struck
+        elif isinstance(ended, ImgtoolError) and not isinstance(ended, PendingError):
+            assert outcome is Outcome.OLD, struck
+        seen[outcome] += 1
+        if outcome is Outcome.OLD and fate is Fate.DIE:
+            with made.world() as world:
+                made.take(world)
+            assert made.outcome() is Outcome.NEW, f"again after {struck}"
+    return seen
