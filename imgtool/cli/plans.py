@@ -9,6 +9,7 @@ from imgtool.model.plan import (
     Aftermath,
     ChangeInPlace,
     CopyImage,
+    CopyLayer,
     CreateOverlay,
     DropRecord,
     MergeBitmaps,
@@ -60,6 +61,9 @@ def _step(step: Step) -> str:
         return f"qemu-img {commands} on {step.image}, staged in {step.redo.parent}"
     if isinstance(step, CopyImage):
         return f"copy snapshot {step.snapshot_id} of {step.base} to {step.overlay}"
+    if isinstance(step, CopyLayer):
+        named = f", naming {step.backing} as its base" if step.backing else ""
+        return f"copy {step.source} to {step.overlay} ({step.size} bytes){named}"
     if isinstance(step, PullImage):
         base = step.backing or "none"
         return f"copy into {step.image} what it shows of its base; its base is then {base}"

@@ -24,6 +24,7 @@ from imgtool.model.image import Identity
 from imgtool.model.plan import (
     ChangeInPlace,
     CopyImage,
+    CopyLayer,
     CreateOverlay,
     DropRecord,
     MergeBitmaps,
@@ -154,7 +155,8 @@ def decode(blob: bytes) -> Iterator[dict[str, Any]]:
         yield json.loads(body)
 
 
-_STEPS = (CreateOverlay, CopyImage, ChangeInPlace, MergeDown, MergeBitmaps, PullImage, ResizeRaw)
+_MADE = (CreateOverlay, CopyImage, CopyLayer)
+_STEPS = (*_MADE, ChangeInPlace, MergeDown, MergeBitmaps, PullImage, ResizeRaw)
 _RECORDS = (PutRecord, SetCurrent, ReplaceRecord, DropRecord)
 _TAGGED = {kind.__name__: kind for kind in (*_STEPS, *_RECORDS)}
 

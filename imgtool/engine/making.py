@@ -10,7 +10,8 @@ from imgtool.model.image import Format
 from imgtool.model.plan import CopyImage, CreateOverlay, Made
 
 
-def _create_like(step: Made, world: World) -> None:
+def create_like(step: Made, world: World) -> None:
+    """An empty staged file with owner, mode and labels of the image it is made of."""
     for missed in world.files.create_like(step.staged, step.base):
         world.say(f"{step.target}: {step.overlay} could not be given the {missed} of its base")
 
@@ -18,7 +19,7 @@ def _create_like(step: Made, world: World) -> None:
 def create_overlay(step: CreateOverlay, world: World) -> None:
     """Make the overlay under its staged name. A crash leaves that, empty or whole, unsynced."""
     with naming(step.target, step.overlay):
-        _create_like(step, world)
+        create_like(step, world)
         world.qemu.create_overlay(
             step.staged,
             base=step.backing,  # no Path: it would take ./ off ./a:b
@@ -36,7 +37,7 @@ def create_overlay(step: CreateOverlay, world: World) -> None:
 def copy_image(step: CopyImage, world: World) -> None:
     """Make the copy under its staged name. A crash leaves a part of it."""
     with naming(step.target, step.overlay):
-        _create_like(step, world)
+        create_like(step, world)
         world.qemu.convert_snapshot(
             step.base,
             step.base_format,

@@ -12,6 +12,7 @@ from enum import Enum, auto
 
 from imgtool.engine import making, redo, rewrite, undo
 from imgtool.engine.journal import Pending, Staged
+from imgtool.engine.layers import LayerCopies
 from imgtool.engine.redo import Redo
 from imgtool.engine.room import Room
 from imgtool.engine.world import World, failed, naming
@@ -29,6 +30,7 @@ from imgtool.model.plan import (
     ChangeInPlace,
     Commit,
     CopyImage,
+    CopyLayer,
     CreateOverlay,
     Made,
     Plan,
@@ -212,12 +214,16 @@ def _stage(plan: Plan, world: World) -> tuple[Redo, ...]:
             world.files.make_dirs(plan.workspace)
             redo.create_template(plan.changes, template, world.qemu)
 
+    copies = LayerCopies(plan, world)
+
     def stage(step: Step) -> Redo | None:
         world.interrupt.check()
         if isinstance(step, CreateOverlay):
             making.create_overlay(step, world)
         elif isinstance(step, CopyImage):
             making.copy_image(step, world)
+        elif isinstance(step, CopyLayer):
+            copies.make(step)
         elif isinstance(step, ChangeInPlace):
             with naming(step.target, step.image):
                 return redo.stage(step, template, world.files, world.qemu)

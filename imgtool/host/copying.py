@@ -48,7 +48,7 @@ def copy_image(
             os.ftruncate(copy, done)  # what is cut off comes back as zeros
             os.ftruncate(copy, size)
         copying = _Copying(source, destination, origin, copy)
-        for begin, end in _data(origin, done, size):
+        for begin, end in data_runs(origin, done, size):
             for at in range(begin, end, STRIDE):
                 check()
                 copying.copy(at, min(STRIDE, end - at))
@@ -117,7 +117,7 @@ def _share(origin: int, copy: int) -> bool:
     return True
 
 
-def _data(origin: int, begin: int, size: int) -> Iterator[tuple[int, int]]:
+def data_runs(origin: int, begin: int, size: int) -> Iterator[tuple[int, int]]:
     """Begin and end of each run of data; where nobody can tell, all is data."""
     while begin < size:
         try:

@@ -86,6 +86,11 @@ class QemuImg:
         for process in tuple(self._running.values()):
             _kill(process)
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody asked to stop: other long work of theirs should, too."""
+        return self._cancelled
+
     def resume(self) -> None:
         """After `cancel`: start processes again, to finish or to mend."""
         self._cancelled = False

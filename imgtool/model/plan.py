@@ -73,6 +73,29 @@ class CopyImage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CopyLayer:
+    """Copy one image file whole, with all that is inside. Undo: unlink the copy.
+
+    Nothing but the name of its base may differ. The source is not written; a block device becomes
+    a file.
+    """
+
+    target: str
+    source: Path  # links resolved
+    format: Format
+    overlay: Path  # final name of the copy
+    staged: Path  # beside it
+    size: int  # bytes of the file, or of the block device
+    backing: str | None = None  # what the copy records as its base; None: what the source does
+    compared: bool = False  # read back, unless it shares the blocks of its source
+
+    @property
+    def base(self) -> Path:
+        """Whose owner, mode and labels the new file gets."""
+        return self.source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MergeDown:
     """Commit the data of all layers above `layers[0]` into it (block commit).
 
@@ -151,9 +174,9 @@ class Drop:
     inode: int
 
 
-Made = CreateOverlay | CopyImage
+Made = CreateOverlay | CopyImage | CopyLayer
 Rewrite = MergeDown | PullImage | MergeBitmaps | ResizeRaw
-Step = CreateOverlay | CopyImage | ChangeInPlace | Rewrite
+Step = Made | ChangeInPlace | Rewrite
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,7 +289,7 @@ class Plan:
     @property
     def made(self) -> tuple[Made, ...]:
         """Steps that make a new image, staged beside its final name."""
-        return tuple(step for step in self.steps if isinstance(step, CreateOverlay | CopyImage))
+        return tuple(step for step in self.steps if isinstance(step, Made))
 
     @property
     def rewrites(self) -> tuple[Rewrite, ...]:
