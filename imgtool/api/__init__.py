@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         rebase,
         resize,
     )
+    from imgtool.api.chaincopy import ChainCopyOptions, ChainCopyResult, copy_chain
     from imgtool.api.checks import Checkup, RepairOptions, RepairResult, check, repair
     from imgtool.api.delete import DeleteOptions, DeleteResult, delete_snapshot
     from imgtool.api.domains import chains, define, set_current_snapshot, snapshots, undefine
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 # What the name is in (a module may not be called like a function: importing it would hide the
 # function). A command imports only what it uses, and start-up stays short.
 _HOMES = {
+    "ChainCopyOptions": "chaincopy",
+    "ChainCopyResult": "chaincopy",
     "Checkup": "checks",
     "CommitOptions": "blockjobs",
     "DeleteOptions": "delete",
@@ -71,6 +74,7 @@ _HOMES = {
     "check": "checks",
     "create_mirror_files": "mirrors",
     "create_overlay": "mirrors",
+    "copy_chain": "chaincopy",
     "default_uri": "world",
     "define": "domains",
     "delete_snapshot": "delete",
@@ -92,6 +96,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "ChainCopyOptions",
+    "ChainCopyResult",
     "Checkup",
     "CommitOptions",
     "DeleteOptions",
@@ -115,6 +121,7 @@ __all__ = [
     "block_pull",
     "chains",
     "check",
+    "copy_chain",
     "create_mirror_files",
     "create_overlay",
     "default_uri",

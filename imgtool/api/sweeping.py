@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 
 from imgtool.api.checks import listed_name
 from imgtool.api.world import working_on
+from imgtool.engine.checkpoint import Checkpoints
 from imgtool.engine.inspect import examine, look_around
 from imgtool.engine.world import World, naming
 from imgtool.host.locks import PinnedImages
@@ -41,9 +43,11 @@ def _sweep(world: World, name: str, *, force: bool, dry_run: bool) -> Swept:
     if dry_run:
         return _sorted(name, rubbish_of(examine(name, look_around(world), world), force=force))
     try:
-        with working_on(world, name):
+        with working_on(world, name) as room:
             found = rubbish_of(examine(name, look_around(world), world), force=force)
-            return _sorted(name, tuple(_remove(each, world) for each in found))
+            swept = _sorted(name, tuple(_remove(each, world) for each in found))
+            _forget_copies(Checkpoints(room.folder, world.files))
+            return swept
     except ImgtoolError as error:
         world.interrupt.check()
         world.say(f"{name}: {error.message}")
@@ -56,6 +60,14 @@ def _sorted(name: str, found: tuple[Rubbish, ...]) -> Swept:
         removed=tuple(each for each in found if not each.reason),
         left=tuple(each for each in found if each.reason),
     )
+
+
+def _forget_copies(checkpoints: Checkpoints) -> None:
+    """Of staged files that are gone, or that were never made."""
+    checkpoints.tidy()
+    for each in checkpoints.read():
+        if not os.path.lexists(each.staged):
+            checkpoints.forget(each.copy)
 
 
 def _remove(rubbish: Rubbish, world: World) -> Rubbish:

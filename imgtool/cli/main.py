@@ -47,6 +47,7 @@ COMMANDS = {
     "rebase": ("blockjobs", "let overlays name their bases relatively, absolutely, or others"),
     "mirror-create": ("mirrors", "prepare overlays for mirroring; the domain may run"),
     "overlay-create": ("mirrors", "make an overlay of one image, without a domain"),
+    "chain-copy": ("chaincopy", "copy the layers below the active ones to another folder"),
     "recover": ("recover", "end what a crash has left open"),
 }
 REMEDIES = {

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from imgtool.engine import recovery
+from imgtool.engine.checkpoint import Checkpoint, all_checkpoints
 from imgtool.engine.glance import Formats, Glance, formats_of, image_at, look_at
 from imgtool.engine.libvirts_own import libvirts_own
 from imgtool.engine.recovery import Waiting
@@ -35,6 +36,7 @@ class Surroundings:
     glances: Mapping[str, Glance]
     formats: Formats
     waiting: tuple[Waiting, ...]
+    copies: Mapping[str, tuple[Checkpoint, ...]] = field(default_factory=dict)  # by UUID
     problems: tuple[Finding, ...] = ()
     overlays: dict[Path, tuple[Image, ...]] = field(default_factory=dict)  # by folder
     reports: dict[FileId, Report] = field(default_factory=dict)
@@ -66,7 +68,13 @@ def look_around(world: World) -> Surroundings:
                 remedy=error.remedy,
             ),
         )
-    return Surroundings(glances=glances, formats=formats, waiting=waiting, problems=problems)
+    return Surroundings(
+        glances=glances,
+        formats=formats,
+        waiting=waiting,
+        copies=all_checkpoints(world.state_dir, world.files),
+        problems=problems,
+    )
 
 
 def examine(name: str, around: Surroundings, world: World, *, quick: bool = True) -> Examined:
@@ -94,7 +102,8 @@ def examine(name: str, around: Surroundings, world: World, *, quick: bool = True
         formats=around.formats,
         foreign_tags=frozenset(_foreign_tags(name, around)),
         strays=tuple(_strays(lineage, around, world)),
-        leftovers=tuple(_leftovers(lineage, around, world)),
+        leftovers=tuple(_leftovers(lineage, around)),
+        copies=tuple(_copies(glance.head.domain.uuid, around)),
         pending=pending[0].plan.summary if pending else "",
         claims=own.claims,
         on_disk=own.on_disk,
@@ -239,15 +248,30 @@ def _planned(around: Surroundings) -> Iterator[Path]:
         yield from (path for _target, path in plan.aftermath.images)
 
 
-def _leftovers(lineage: Lineage, around: Surroundings, world: World) -> Iterator[Leftover]:
+def _leftovers(lineage: Lineage, around: Surroundings) -> Iterator[Leftover]:
     open_now = {waiting.plan.txid for waiting in around.waiting}
+    copies = {each.staged for found in around.copies.values() for each in found}
     for folder in _folders(lineage):
         for name in names_below(folder):
             match = STAGED.fullmatch(name)
             if match is None or match[1] in open_now or around.problems:
                 continue
+            if folder / name in copies:
+                continue  # the domain that it is staged for knows of it
             try:
                 facts = (folder / name).lstat()
             except OSError:
                 continue
             yield Leftover(path=folder / name, inode=facts.st_ino)
+
+
+def _copies(uuid: str, around: Surroundings) -> Iterator[Leftover]:
+    """What a chain-copy of this domain has staged, wherever that is."""
+    for each in around.copies.get(uuid, ()):
+        try:
+            facts = each.staged.lstat()
+        except OSError:
+            continue
+        if each.inode in (0, facts.st_ino):
+            size = 512 * facts.st_blocks
+            yield Leftover(path=each.staged, inode=facts.st_ino, size=size)

@@ -6,45 +6,60 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from imgtool.host.copying import data_runs
+from imgtool.host.copying import end_of_data, naming_file, next_data, opened
 
 _STRIDE = 4 * 1024 * 1024  # bytes between two looks at whether to stop
 _BUFFER = 256 * 1024  # bytes; what fits in a processor's cache
-_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
-def first_difference(one: Path, other: Path, *, check: Callable[[], None]) -> int | None:
+def first_difference(
+    one: Path,
+    other: Path,
+    *,
+    check: Callable[[], None],
+    watch: Callable[[int], None] = lambda _done: None,
+) -> int | None:
     """Where two files begin to differ, in bytes; None: they do not.
 
     What is a hole in both is not read. Either may be a block device. `check` is called every few
-    MiB and may raise to stop. Raises OSError.
+    MiB and may raise to stop, `watch` is told how many bytes are compared. Raises OSError, which
+    names the file.
     """
-    left, right = os.open(one, _FLAGS), -1
-    try:
-        right = os.open(other, _FLAGS)
+    with opened(one, os.O_RDONLY) as left, opened(other, os.O_RDONLY) as right:
         sizes = [os.lseek(each, 0, os.SEEK_END) for each in (left, right)]
-        at = _compare(left, right, min(sizes), check)
-        return min(sizes) if at is None and sizes[0] != sizes[1] else at
-    finally:
-        os.close(left)
-        if right >= 0:
-            os.close(right)
-
-
-def _compare(left: int, right: int, size: int, check: Callable[[], None]) -> int | None:
-    done = 0
-    for begin, end in sorted((*data_runs(left, 0, size), *data_runs(right, 0, size))):
-        for start in range(max(begin, done), end, _STRIDE):
+        size, at = min(sizes), 0
+        while at < size:
             check()
-            stop = min(start + _STRIDE, end)
-            for at in range(start, stop, _BUFFER):
-                length = min(_BUFFER, stop - at)
-                if (ours := os.pread(left, length, at)) != (theirs := os.pread(right, length, at)):
-                    return at + _first(ours, theirs)
-        done = max(done, end)
+            at, end = _next_run(left, right, at, size)
+            found = _compare((one, left), (other, right), at, end)
+            if found is not None:
+                return found
+            at = end
+            watch(at)
+        return None if sizes[0] == sizes[1] else size
+
+
+def _next_run(left: int, right: int, at: int, size: int) -> tuple[int, int]:
+    """Begin and end of what is to be compared next: data of one of them at least."""
+    ours, theirs = next_data(left, at, size), next_data(right, at, size)
+    begin = min(ours, theirs)
+    end = end_of_data(left if ours == begin else right, begin, size)
+    return begin, min(end, begin + _STRIDE)
+
+
+def _compare(one: tuple[Path, int], other: tuple[Path, int], at: int, end: int) -> int | None:
+    buffers = (bytearray(_BUFFER), bytearray(_BUFFER))
+    while at < end:
+        length = min(_BUFFER, end - at)
+        counts = []
+        for (path, descriptor), buffer in zip((one, other), buffers, strict=True):
+            with naming_file(path):
+                counts.append(os.preadv(descriptor, [memoryview(buffer)[:length]], at))
+        count = min(counts)
+        if not count:
+            return at  # one of them became shorter
+        if buffers[0][:count] != buffers[1][:count]:
+            pairs = zip(*buffers, strict=True)
+            return at + next(index for index, (a, b) in enumerate(pairs) if a != b)
+        at += count
     return None
-
-
-def _first(one: bytes, other: bytes) -> int:
-    pairs = zip(one, other, strict=False)
-    return next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

@@ -36,14 +36,14 @@ def copy_image(
     few MiB and may raise to stop. Not synced. A crash leaves a file of which only what was synced
     after `watch` had told of it is right. Raises OSError, which names the file.
     """
-    with _opened(source, os.O_RDONLY) as origin, _opened(destination, os.O_RDWR) as copy:
+    with opened(source, os.O_RDONLY) as origin, opened(destination, os.O_RDWR) as copy:
         check()
         size = os.lseek(origin, 0, os.SEEK_END)
         if _share(origin, copy):
             os.ftruncate(copy, size)
             watch(size)
             return True
-        with _naming(destination):
+        with naming_file(destination):
             done = min(done, size, os.fstat(copy).st_size)
             os.ftruncate(copy, done)  # what is cut off comes back as zeros
             os.ftruncate(copy, size)
@@ -88,7 +88,7 @@ class _Copying:
         buffer, zeros = bytearray(min(_BUFFER, length)), bytes(_BUFFER)
         while length:
             view = memoryview(buffer)[:length]
-            with _naming(self.source):
+            with naming_file(self.source):
                 count = os.preadv(self.origin, [view], at)
             if not count:
                 raise _shorter(self.source)
@@ -102,10 +102,23 @@ def _shorter(path: Path) -> OSError:
 
 
 def _write(descriptor: int, view: memoryview, at: int, path: Path) -> None:
-    with _naming(path):
+    with naming_file(path):
         while view:
             written = os.pwrite(descriptor, view, at)
             view, at = view[written:], at + written
+
+
+def share(source: Path, destination: Path) -> bool:
+    """Let `destination`, which exists, share the blocks of `source`; False where that cannot be.
+
+    Not synced; a crash leaves any number of blocks shared. Raises OSError if one is not there.
+    """
+    with opened(source, os.O_RDONLY) as origin, opened(destination, os.O_RDWR) as copy:
+        if not _share(origin, copy):
+            return False
+        with naming_file(destination):
+            os.ftruncate(copy, os.lseek(origin, 0, os.SEEK_END))
+        return True
 
 
 def _share(origin: int, copy: int) -> bool:
@@ -117,22 +130,32 @@ def _share(origin: int, copy: int) -> bool:
     return True
 
 
-def data_runs(origin: int, begin: int, size: int) -> Iterator[tuple[int, int]]:
-    """Begin and end of each run of data; where nobody can tell, all is data."""
-    while begin < size:
-        try:
-            begin = os.lseek(origin, begin, os.SEEK_DATA)
-            end = min(os.lseek(origin, begin, os.SEEK_HOLE), size)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return  # only a hole is left
-            end = size
-        yield begin, end
-        begin = end
+def data_runs(origin: int, at: int, size: int) -> Iterator[tuple[int, int]]:
+    """Begin and end of each run of data from `at` on; where nobody can tell, all is data."""
+    while (begin := next_data(origin, at, size)) < size:
+        at = end_of_data(origin, begin, size)
+        yield begin, at
+
+
+def next_data(descriptor: int, at: int, size: int) -> int:
+    """Where data begin, from `at` on; `size` if only a hole is left."""
+    try:
+        return os.lseek(descriptor, at, os.SEEK_DATA) if at < size else size
+    except OSError as error:
+        return size if error.errno == errno.ENXIO else at
+
+
+def end_of_data(descriptor: int, at: int, size: int) -> int:
+    """Where the data that `at` lies in end."""
+    try:
+        return min(os.lseek(descriptor, at, os.SEEK_HOLE), size) if at < size else size
+    except OSError:
+        return size
 
 
 @contextmanager
-def _opened(path: Path, flags: int) -> Iterator[int]:
+def opened(path: Path, flags: int) -> Iterator[int]:
+    """An image, which is no link, to be read or written from one end to the other."""
     descriptor = os.open(path, flags | _FLAGS)
     try:
         with suppress(OSError):  # of a file system without the idea
@@ -143,7 +166,7 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming_file(path: Path) -> Iterator[None]:
     """An OSError from a call that knows no path is given this one."""
     try:
         yield

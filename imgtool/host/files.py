@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from imgtool.host.copying import copy_image
+from imgtool.host.copying import copy_image, share
 from imgtool.host.image_file import ImageFile
 from imgtool.model.image import Identity
 
@@ -123,6 +123,24 @@ class Files:
         finally:
             os.close(descriptor)
 
+    def take_rights(self, path: Path, like: Path) -> None:
+        """Give a file of `create_like` the ACL and the mode of `like`, all of them. Not synced.
+
+        Where nobody can tell whom the group's rights would then be for, there are none.
+        """
+        descriptor = os.open(path, os.O_RDONLY | _OPEN)
+        with _closing(descriptor, path):
+            facts, own = like.stat(), os.fstat(descriptor)
+            if not stat.S_ISREG(facts.st_mode):
+                return
+            acl = _attribute(like, _ACL)
+            if acl is not None:
+                with suppress(OSError):  # looked at below
+                    os.setxattr(descriptor, _ACL, acl)
+            known = own.st_gid == facts.st_gid and _attribute(path, _ACL) == acl
+            group = facts.st_mode & 0o070 if known else 0
+            os.fchmod(descriptor, facts.st_mode & 0o707 | group)
+
     def publish(self, staged: Path, final: Path) -> None:
         """Give `staged` its final name as well, never replacing anything.
 
@@ -210,6 +228,10 @@ class Files:
     ) -> bool:
         """Copy all bytes of an image into a file that exists; see `copy_image`. Not synced."""
         return copy_image(source, destination, watch=watch, check=check, done=done)
+
+    def share(self, source: Path, destination: Path) -> bool:
+        """Make a file that exists a reflink of another, if that can be; see `copying.share`."""
+        return share(source, destination)
 
     def write_at(self, descriptor: int, offset: int, data: bytes) -> None:
         """Write all of `data` at `offset`. Not synced."""

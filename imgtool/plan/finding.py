@@ -76,6 +76,7 @@ class Leftover:
 
     path: Path
     inode: int
+    size: int = 0  # bytes on disk, where that was looked at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +96,7 @@ class Examined:
     foreign_tags: frozenset[tuple[FileId, str]] = frozenset()  # recorded by other domains
     strays: tuple[Stray, ...] = ()
     leftovers: tuple[Leftover, ...] = ()
+    copies: tuple[Leftover, ...] = ()  # staged by a chain-copy that has not ended
     pending: str = ""  # what the open transaction is about; empty: there is none
     claims: tuple[str, ...] = ()  # snapshots that libvirt's own files call the current one
     on_disk: Mapping[str, Path] = field(default_factory=dict)

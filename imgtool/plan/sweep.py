@@ -26,6 +26,8 @@ class Rubbish:
 def rubbish_of(seen: Examined, *, force: bool) -> tuple[Rubbish, ...]:
     """Staged files of ours without a transaction, and strays; overlays before their bases.
 
+    What a chain-copy has staged is known to be ours, whatever else cannot be read.
+
     `force`: strays that hold data, too. Where a domain or a snapshot of the store cannot be read,
     nobody knows what it names, and everything stays.
     """
@@ -33,6 +35,10 @@ def rubbish_of(seen: Examined, *, force: bool) -> tuple[Rubbish, ...]:
     found = [
         Rubbish(path=each.path, inode=each.inode, target="staged", size=0, reason=doubt)
         for each in seen.leftovers
+    ]
+    found += [
+        Rubbish(path=each.path, inode=each.inode, target="staged", size=each.size)
+        for each in seen.copies
     ]
     staying: set[Path] = set()
     for stray in _overlays_first(seen.strays):

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Protocol
 
+from imgtool.engine.world import World
+from imgtool.host.files import Files
+from imgtool.host.qemu_img import QemuImg
 from imgtool.model.errors import ImgtoolError, PendingError
 from imgtool.testing import Outcome
 
@@ -53,7 +58,17 @@ def end_in(scenario: Scenario, doom: Doom) -> BaseException | None:
     return ended
 
 
-def run_into(scenario: Scenario, doom: Doom) -> BaseException | None:
+class Taking(Protocol):
+    """An operation that can be begun in a world of its own."""
+
+    def world(
+        self, files: Files | None = None, qemu: QemuImg | None = None
+    ) -> AbstractContextManager[World]: ...
+
+    def take(self, world: World) -> None: ...
+
+
+def run_into(scenario: Taking, doom: Doom) -> BaseException | None:
     """Run into the doom, as a process of its own would; returns what that ended with."""
     ended: BaseException | None = None
     opened = _descriptors()
