@@ -40,6 +40,11 @@ class Job(Scenario):
 
     act: Act
 
+    @property
+    def command(self) -> list[str]:
+        """Of 'commit-all'."""
+        return ["blockcommit", "vm", "--all-disks", "--active", "--pivot", "--delete"]
+
     def take(self, world: World) -> None:
         self.act(world)
 
@@ -73,7 +78,7 @@ def make_job(name: str, parent: Path) -> Job:
     """Make the domain below `parent`, and find out what an undisturbed run makes of it."""
     folder, template = parent / "store", parent / "template"
     folder.mkdir()
-    _make_domain(folder)
+    make_chains(folder)
     shutil.copytree(folder, template, symlinks=True)
     shutil.rmtree(folder)
     shutil.copytree(template, folder, symlinks=True)  # copies are less sparse, and a plan counts
@@ -86,7 +91,7 @@ def make_job(name: str, parent: Path) -> Job:
     return job
 
 
-def _make_domain(folder: Path) -> None:
+def make_chains(folder: Path) -> None:
     """vda: base <- mid <- top; vdb: raw base <- top; vdc: raw. All with data of their own."""
     paths = [
         _layer(folder / "a-base", Format.QCOW2, 1),

@@ -133,6 +133,10 @@ class Snapshotting:
             internal=frozenset(t for t, mode in self.modes.items() if mode is INTERNAL),
         )
 
+    def compared(self, now: State) -> Outcome:
+        """Raises AssertionError for what is neither old nor new."""
+        return assert_old_or_new(self.before, self.expected(), now)
+
     def spoilt(self, now: State) -> list[str]:
         """What a VM that is started before recovery would find wrong."""
         return _spoilt(self.before, now)
@@ -160,7 +164,7 @@ class Snapshotting:
         key = _fingerprint(root / "all")
         if key not in self._known:
             try:
-                self._known[key] = assert_old_or_new(self.before, self.expected(), look(root))
+                self._known[key] = self.compared(look(root))
             except AssertionError as error:
                 self._known[key] = str(error)
         return self._known[key]
