@@ -25,6 +25,11 @@ class Branching(Scenario):
 
     act: Act
 
+    @property
+    def command(self) -> list[str]:
+        """Of a deletion."""
+        return ["snapshot-delete", "vm", *self.kind.split("delete-")[1:]]
+
     def take(self, world: World) -> None:
         self.act(world)
 

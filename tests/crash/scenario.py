@@ -39,8 +39,13 @@ class Scenario:
 
     @property
     def arguments(self) -> list[str]:
-        """The same for the command line."""
-        words = ["-c", f"dir:{self.folder}", "--jobs", "1", "snapshot-create-as", "vm", NAME]
+        """The same for the command line, with one disk at a time."""
+        return ["-c", f"dir:{self.folder}", "--jobs", "1", *self.command]
+
+    @property
+    def command(self) -> list[str]:
+        """What follows the global options."""
+        words = ["snapshot-create-as", "vm", NAME]
         if self.kind == "external":
             words.append("--disk-only")
         for target, mode in _DISKS[self.kind].items():

@@ -8,12 +8,16 @@ import pytest
 
 from imgtool.testing import Outcome
 
+from .branches import make_branching
 from .conftest import CrashPoints
+from .jobs import make_job
 from .scenario import KINDS, Scenario, make_scenario
 from .strace import Point, changing_calls, run_into, spread
 
 FAULTS = ("signal=KILL", "error=EIO", "error=ENOSPC")
 SOME = 8  # points of each kind and fault in a quick run
+FEW, MORE = 2, 12  # the same for what moves data, and in its long run
+MOVES = {"commit-all": make_job, "delete-last": make_branching}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -39,6 +43,21 @@ def test_every_call(kind: str, fault: str, place: Path, crash_points: CrashPoint
     seen = [_strike(scenario, point, fault) for point in points]
     assert {Outcome.OLD, Outcome.NEW} <= set(seen)
     crash_points(f"all system calls, {kind}, {fault}", len(seen))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("name", MOVES)
+@pytest.mark.parametrize("count", [FEW, pytest.param(MORE, marks=pytest.mark.long)])
+@pytest.mark.strace
+def test_calls_that_move_data(
+    name: str, fault: str, count: int, place: Path, crash_points: CrashPoints
+) -> None:
+    scenario = MOVES[name](name, place)
+    points = changing_calls(scenario.arguments, scenario.folder, place / "log")
+    offset = list(MOVES).index(name) + FAULTS.index(fault)
+    tried = [_strike(scenario, point, fault) for point in spread(points, count, offset)]
+    assert count == FEW or {*tried} == {*Outcome}, tried
+    crash_points(f"system calls, {name}, {fault}", len(tried))
 
 
 def _strike(scenario: Scenario, point: Point, fault: str) -> Outcome:
