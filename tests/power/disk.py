@@ -20,7 +20,7 @@ from .log import count_entries
 
 MEMORY = Path("/dev/shm")
 MEMORY_ENOUGH = 4 << 30  # bytes
-PATIENCE = 10.0  # seconds, for the daemon to start or to stop
+PATIENCE = 60.0  # seconds, for the daemon to start or to stop
 
 
 class ToolError(Exception):
