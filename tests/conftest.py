@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import signal
 
 import pytest
 
@@ -14,13 +15,17 @@ MALLOC = {M_ARENA_MAX: 1, M_MMAP_THRESHOLD: 128 << 10, M_TRIM_THRESHOLD: 1 << 20
 
 
 def pytest_configure() -> None:
-    """Keep this process small: it is forked for each qemu-img, and a fork copies its page tables.
+    """Keep this process small, and let it be interrupted, wherever it was started.
 
-    Left alone, glibc keeps what the threads have ever freed: 300 MB, and 10 ms more a fork.
+    It is forked for each qemu-img, and a fork copies its page tables. Left alone, glibc keeps
+    what the threads have ever freed: 300 MB, and 10 ms more a fork.
     """
     libc = ctypes.CDLL(None)
     for option, value in MALLOC.items():
         assert libc.mallopt(option, value) == 1
+    # A script ignores Ctrl-C in what it starts in its background, and so would all that we start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

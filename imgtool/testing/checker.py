@@ -13,7 +13,6 @@ from enum import StrEnum
 from pathlib import Path
 
 from imgtool.host.headers import parse_info, read_image, read_inode
-from imgtool.host.qemu_img import QemuImg
 from imgtool.model.domain import Disk
 from imgtool.model.errors import ImgtoolError
 from imgtool.model.image import Format, Image
@@ -29,6 +28,7 @@ from imgtool.testing.state import (
     Tag,
     differences,
 )
+from imgtool.testing.tool import PlainQemuImg
 from imgtool.xml import safe
 
 AT_ONCE = 4  # qemu-img processes
@@ -174,7 +174,7 @@ def _chain(path: Path, fmt_name: str) -> Iterator[Image | Layer]:
 def _image(path: Path, fmt: Format) -> Image:
     if fmt is not Format.VMDK:
         return read_image(path, fmt)
-    return parse_info(QemuImg().info_json(path, fmt), path, read_inode(path))
+    return parse_info(PlainQemuImg().info_json(path, fmt), path, read_inode(path))
 
 
 def _layer(image: Image, *, readable: bool) -> Layer:
@@ -212,7 +212,7 @@ def _check(image: Image, readable: bool) -> str:
     if not readable:
         return "its chain cannot be read"
     try:
-        report = QemuImg().check(image.path, image.format)
+        report = PlainQemuImg().check(image.path, image.format)
     except ImgtoolError as error:
         return f"cannot be checked: {error.message}"
     found = {"corruptions": report.corruptions, "leaks": report.leaks, "errors": report.errors}

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from imgtool.host.qemu_img import QemuImg
 from imgtool.model.image import Format, Qcow2Features
+from imgtool.testing.tool import PlainQemuImg
 
 KIB = 1024
 MIB = 1024 * KIB
+_BLOCK = 128 * KIB
+_ZEROS = bytes(_BLOCK)
 
 
 def make_image(
@@ -38,7 +43,7 @@ def make_image(
         if backing_format is None:
             raise ValueError("a backing file without its format: QEMU would guess")
         arguments += ["-F", str(backing_format), "-b", str(backing)]
-    QemuImg().run(*arguments, path, str(size))
+    PlainQemuImg().run(*arguments, path, str(size))
     return path
 
 
@@ -86,18 +91,52 @@ def read_pattern(path: Path, fmt: Format, offset: int, length: int) -> bytes:
 
 
 def guest_bytes_digest(path: Path, fmt: Format, *, snapshot_id: str | None = None) -> str:
-    """sha256 of all that a guest would read, through the whole chain.
+    """A `file_digest` of all that a guest would read, through the whole chain.
 
     `snapshot_id`: of an internal snapshot, instead. Raises QemuImgError.
     """
     with tempfile.TemporaryDirectory() as folder:
-        with _raw_copy(path, fmt, Path(folder), snapshot_id).open("rb") as raw:
-            return hashlib.file_digest(raw, "sha256").hexdigest()
+        return file_digest(_raw_copy(path, fmt, Path(folder), snapshot_id))
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a regular file's length, and of what in it is not zero, with its place.
+
+    The same for the same bytes, however many of the zeros are holes; those cost nothing.
+    """
+    total = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        descriptor = file.fileno()
+        size = os.fstat(descriptor).st_size
+        total.update(b"%d" % size)
+        for at in _blocks_with_data(descriptor, size):
+            block = os.pread(descriptor, _BLOCK, at)
+            if block != _ZEROS[: len(block)]:
+                total.update(b"\0%d\0" % at)
+                total.update(block)
+    return total.hexdigest()
+
+
+def _blocks_with_data(descriptor: int, size: int) -> Iterator[int]:
+    """Where the blocks begin that are no holes."""
+    at = 0
+    while at < size:
+        try:
+            data = os.lseek(descriptor, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return  # only a hole is left
+        at = max(at, data - data % _BLOCK)
+        yield at
+        at += _BLOCK
 
 
 def _raw_copy(path: Path, fmt: Format, folder: Path, snapshot_id: str | None = None) -> Path:
     raw = folder / "raw"
     which = [] if snapshot_id is None else ["-l", f"snapshot.id={snapshot_id}"]
     # -U: it only reads, and a transaction that holds its locks must not make it fail.
-    QemuImg().run("convert", "-U", "-f", fmt, "-O", Format.RAW, *which, path, raw, timeout=None)
+    PlainQemuImg().run(
+        "convert", "-U", "-f", fmt, "-O", Format.RAW, *which, path, raw, timeout=None
+    )
     return raw

@@ -17,7 +17,7 @@ class Tag:
 
     id: str
     tag: str
-    guest: str  # sha256
+    guest: str  # a digest
 
     @property
     def key(self) -> str:
@@ -40,7 +40,7 @@ class Layer:
     corrupt: bool = False
     dirty: bool = False
     check: str = ""  # what `qemu-img check` found; empty: nothing, or a raw image
-    guest: str = ""  # sha256 of what a guest would read through this layer and those below
+    guest: str = ""  # a digest of what a guest would read through this layer and those below
 
     @property
     def key(self) -> str:

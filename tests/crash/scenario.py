@@ -17,6 +17,7 @@ from imgtool.host.qemu_img import QemuImg
 from imgtool.model.domain import SnapshotMode
 from imgtool.model.snapshot import SnapshotDisk, SnapshotRequest
 from imgtool.testing import Outcome, State, assert_old_or_new, capture, make_three_disks
+from imgtool.testing.images import file_digest
 
 KINDS = ("external", "internal", "mixed")
 NAME = "s1"
@@ -107,7 +108,7 @@ def digest(folder: Path) -> str:
         name = os.fsencode(path.relative_to(folder))
         total.update(b"%s\0%o %d %d\0" % (name, facts.st_mode, facts.st_uid, facts.st_gid))
         if path.is_file():
-            total.update(hashlib.sha256(path.read_bytes()).digest())
+            total.update(file_digest(path).encode())
     return total.hexdigest()
 
 

@@ -34,11 +34,8 @@ on_more = pytest.mark.parametrize(
 @pytest.mark.parametrize(
     ("kind", "subsets"),
     [
-        ("mixed", SUBSETS),
-        ("external", FEW),
-        ("internal", FEW),
-        pytest.param("external", SUBSETS, marks=long),
-        pytest.param("internal", SUBSETS, marks=long),
+        *((kind, FEW) for kind in KINDS),
+        *(pytest.param(kind, SUBSETS, marks=long) for kind in KINDS),
     ],
 )
 def test_a_snapshot_is_old_or_new(

@@ -29,6 +29,7 @@ from imgtool.testing import (
     make_image,
     write_pattern,
 )
+from imgtool.testing.images import file_digest
 from tests.crash.dying import DeadError, Doom, DyingFiles, Fate
 
 EXTERNAL, INTERNAL, NO = SnapshotMode.EXTERNAL, SnapshotMode.INTERNAL, SnapshotMode.NO
@@ -284,7 +285,7 @@ def _fingerprint(folder: Path, *, hidden: bool = True) -> str:
         attributes = [(each, os.getxattr(path, each)) for each in sorted(os.listxattr(path))]
         total.update(repr((name, facts.st_mode, facts.st_uid, facts.st_gid, attributes)).encode())
         if path.is_file():
-            total.update(hashlib.sha256(path.read_bytes()).digest())
+            total.update(file_digest(path).encode())
     return total.hexdigest()
 
 

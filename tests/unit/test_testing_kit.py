@@ -43,6 +43,7 @@ from imgtool.testing import (
     same,
     write_pattern,
 )
+from imgtool.testing.images import file_digest
 from imgtool.testing.state import IDS_AND_TIMES
 from imgtool.testing.strategies import (
     DiskDraft,
@@ -438,6 +439,34 @@ def test_what_is_ignored_is_left_out_with_all_it_holds(world: World) -> None:
     (hidden / "file").touch()
     now = capture(world.store, "vm", [world.folder], ignore=[hidden])
     assert differences(before, now) == []
+
+
+def test_a_file_digest_is_of_all_bytes_and_of_no_hole(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+
+    def digest(*parts: tuple[int, bytes], size: int) -> str:
+        with path.open("wb") as file:
+            for at, data in parts:
+                file.seek(at)
+                file.write(data)
+            file.truncate(size)
+        return file_digest(path)
+
+    odd = 3 * MIB + 1
+    mine = digest((MIB - 1, b"ab"), size=odd)
+    assert digest((0, bytes(odd)), (MIB - 1, b"ab"), size=odd) == mine
+    others = {
+        digest(size=odd),
+        digest(size=odd + 1),
+        digest((MIB - 1, b"ab"), size=odd + 1),
+        digest((MIB - 1, b"a"), size=odd),
+        digest((MIB, b"b"), size=odd),
+        digest((2 * MIB - 1, b"ab"), size=odd),
+        digest((MIB - 1, b"ab"), (odd - 1, b"c"), size=odd),
+        digest((0, b"c"), (MIB - 1, b"ab"), size=odd),
+    }
+    assert len(others) == 8
+    assert mine not in others
 
 
 @settings(max_examples=25, deadline=None)
