@@ -170,6 +170,49 @@ class QemuImg:
             timeout=None, watch=watch,
         )  # fmt: skip
 
+    def convert(
+        self,
+        source: Node,
+        target: Path,
+        target_format: Format,
+        *,
+        features: Qcow2Features | None = None,
+        backing: str = "",
+        backing_format: Format | None = None,
+        bitmaps: bool = False,
+        watch: Watch | None = None,
+    ) -> None:
+        """Write what a guest reads of `source` into `target`, which is emptied first. Not synced.
+
+        With `backing`, recorded as given and meant from the folder of `target`, only what the
+        active layer has itself: both must show the same below. An existing `target` keeps its
+        inode, owner and mode. `features` are those of a qcow2.
+        """
+        words: list[str | Path] = ["convert", "-p", "-t", "writeback"]
+        words += ["-o", _creation(features)] if features else []
+        words += ["-B", backing, "-F", backing_format] if backing and backing_format else []
+        words += ["--bitmaps", "--skip-broken-bitmaps"] if bitmaps else []
+        words += ["-f", source.format, "-O", target_format, source.path, target]
+        self.run(*words, timeout=None, watch=watch)
+
+    def convert_into(
+        self, source: Node, target: Node, *, backing: str = "", watch: Watch | None = None
+    ) -> None:
+        """The same into an image that is there, of the same size, which is not emptied before.
+
+        Zeros are written, too. imgtool holds the lock of `target`. Not synced.
+        """
+        words: list[str | Path] = ["convert", "-p", "-n", "-t", "writeback"]
+        words += ["-B", backing] if backing else []
+        words += ["-f", source.format, "--target-image-opts", source.path]
+        self.run(*words, _chain_options([target]), timeout=None, watch=watch)
+
+    def same_content(self, one: Node, other: Node, watch: Watch | None = None) -> bool:
+        """Whether a guest reads the same through both, to the last byte of the longer one."""
+        words = ("compare", "-p", "-f", one.format, "-F", other.format, one.path, other.path)
+        output = self.run(*words, timeout=None, ok=(0, 1), watch=watch)
+        return "Images are identical." in output
+
     def merge_down(self, layers: Sequence[Node], watch: Watch | None = None) -> None:
         """Commit all layers into `layers[0]`; the layers themselves stay as they are. Not synced.
 

@@ -30,6 +30,16 @@ def _pending(seen: Examined) -> Iterator[Finding]:
             message=f"a transaction is open: {seen.pending}",
             remedy=seen.remedy("recover", seen.name),
         )
+    for job in seen.jobs:
+        for disk in job.disks:
+            yield Finding(
+                severity=Severity.NOTE,
+                kind="block-job",
+                message=f"{disk.target}: a copy job to {disk.dest} is open, {job.phase}",
+                remedy=seen.remedy("blockjob", seen.name, disk.target, "--info"),
+                disk=disk.target,
+                path=disk.dest,
+            )
     if seen.head is not None and seen.head.state is not DomainState.SHUTOFF:
         yield Finding(
             severity=Severity.NOTE,

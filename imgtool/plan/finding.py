@@ -10,6 +10,7 @@ from pathlib import Path
 
 from imgtool.model.domain import Head
 from imgtool.model.image import Image
+from imgtool.model.job import CopyJob
 from imgtool.plan.lineage import FileId, Lineage
 
 
@@ -98,6 +99,7 @@ class Examined:
     leftovers: tuple[Leftover, ...] = ()
     copies: tuple[Leftover, ...] = ()  # staged by a chain-copy that has not ended
     pending: str = ""  # what the open transaction is about; empty: there is none
+    jobs: tuple[CopyJob, ...] = ()  # that are open
     claims: tuple[str, ...] = ()  # snapshots that libvirt's own files call the current one
     on_disk: Mapping[str, Path] = field(default_factory=dict)
     """Sources in libvirt's own file of the domain, where they are not those in its memory."""
