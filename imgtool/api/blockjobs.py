@@ -138,14 +138,14 @@ def rebase(world: World, domain: str, disk: str, options: RebaseOptions) -> JobR
     """
 
     def make(head: Head) -> JobPlan:
-        found = _disk(head, disk)
+        found = disk_of(head, disk)
         chain = survey.chain_of(found, world, _Finder(found.target, world))
         base = _new_base(world, found.target, chain, options) if options.base else None
         facts = _facts(world, head, [disk], {found.target: chain})
         return plan_rebase(found.target, RebaseRequest(relative=options.relative, base=base), facts)
 
     def make_unsafe(head: Head) -> JobPlan:
-        found = _disk(head, disk)
+        found = disk_of(head, disk)
         top = survey.chain_of(found, world, lambda _image: None)
         base = _new_base(world, found.target, top, options)
         chain = Chain((*base.images, top.active))
@@ -208,7 +208,7 @@ def _facts(
 def _chains(world: World, head: Head, disks: Sequence[str]) -> dict[str, Chain]:
     """The chains of the disks that are named; of all that have more than one layer."""
     if disks:
-        found = [_disk(head, disk) for disk in disks]
+        found = [disk_of(head, disk) for disk in disks]
         return {disk.target: survey.chain_of(disk, world) for disk in found}
     chains = {
         disk.target: survey.chain_of(disk, world)
@@ -221,7 +221,7 @@ def _chains(world: World, head: Head, disks: Sequence[str]) -> dict[str, Chain]:
 _LOCAL = ("file", "block", "volume")
 
 
-def _disk(head: Head, name: str) -> Disk:
+def disk_of(head: Head, name: str) -> Disk:
     """A disk by its target or by the path of its source. Raises NotFoundError."""
     found = head.domain.disk(name)
     if found is None and os.sep in name:

@@ -22,7 +22,7 @@ def snapshots(world: World, domain: str) -> tuple[Snapshot, ...]:
 def set_current_snapshot(world: World, domain: str, name: str) -> None:
     """Mark a recorded snapshot as the current one, as `snapshot-current`. Raises NotFoundError."""
     domain = world.store.head(domain).domain.name
-    with working_on(world, domain):
+    with working_on(world, domain, jobs=True):
         if name not in {each.name for each in snapshots(world, domain)}:
             raise NotFoundError(
                 f"domain {domain} has no snapshot {name!r}", remedy="see imgtool snapshot-list"
@@ -54,7 +54,7 @@ def define(world: World, xml: bytes) -> str:
 
     name = parse_domain(xml, where="the domain to define").name
     if name in world.store.domains():
-        with working_on(world, name):
+        with working_on(world, name, jobs=True):
             return world.store.define(xml)
     return world.store.define(xml)
 

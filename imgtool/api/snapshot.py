@@ -85,7 +85,7 @@ def redefine_snapshot(world: World, domain: str, xml: bytes, *, current: bool) -
     snapshot = parse_redefine(xml, where="the snapshot to redefine")
     check_snapshot_name(snapshot.name)
     domain = world.store.head(domain).domain.name
-    with working_on(world, domain):
+    with working_on(world, domain, jobs=True):
         names = {each.name for each in snapshots(world, domain)}
         if snapshot.parent is not None and snapshot.parent not in names:
             raise NotFoundError(

@@ -43,7 +43,7 @@ def _sweep(world: World, name: str, *, force: bool, dry_run: bool) -> Swept:
     if dry_run:
         return _sorted(name, rubbish_of(examine(name, look_around(world), world), force=force))
     try:
-        with working_on(world, name) as room:
+        with working_on(world, name, jobs=True) as room:
             found = rubbish_of(examine(name, look_around(world), world), force=force)
             swept = _sorted(name, tuple(_remove(each, world) for each in found))
             _forget_copies(Checkpoints(room.folder, world.files))

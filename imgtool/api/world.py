@@ -67,13 +67,15 @@ def locate(domain: str, connect: str) -> tuple[str, str]:
 
 
 @contextmanager
-def working_on(world: World, domain: str) -> Iterator[Room]:
+def working_on(world: World, domain: str, *, jobs: bool = False) -> Iterator[Room]:
     """Hold the domain's lock, having ended what an earlier transaction left open.
 
-    Inside, signals are noted, and honoured where nothing is left behind by that.
+    Inside, signals are noted, and honoured where nothing is left behind by that. Raises
+    RefusedError while a copy job of the domain is open, but for those whom `jobs` do not disturb.
     """
     # Commands that only read get along without the engine.
     from imgtool.engine import recovery
+    from imgtool.engine.jobs import require_no_jobs, settle
     from imgtool.engine.room import entered
     from imgtool.engine.transaction import Direction, conclude
 
@@ -88,6 +90,9 @@ def working_on(world: World, domain: str) -> Iterator[Room]:
         if direction is not None and before is not None:
             way = "finished" if direction is Direction.FORWARD else "undone"
             world.say(f"{before.plan.summary} was interrupted; it is {way} now")
+        settle(room, world, uuid)
+        if not jobs:
+            require_no_jobs(room)
         world.interrupt.check()
         try:
             yield room

@@ -5,6 +5,7 @@ The other domains of the store are read, too: they may use the same images, and 
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,7 @@ from pathlib import Path
 from imgtool.engine import recovery
 from imgtool.engine.checkpoint import Checkpoint, all_checkpoints
 from imgtool.engine.glance import Formats, Glance, formats_of, image_at, look_at
+from imgtool.engine.jobs import all_jobs
 from imgtool.engine.libvirts_own import libvirts_own
 from imgtool.engine.recovery import Waiting
 from imgtool.engine.world import World
@@ -22,6 +24,7 @@ from imgtool.host.headers import read_image
 from imgtool.model.domain import SnapshotMode
 from imgtool.model.errors import ImgtoolError, QemuImgError
 from imgtool.model.image import Chain, Format, Image
+from imgtool.model.job import CopyJob
 from imgtool.plan.finding import Examined, Finding, Leftover, Report, Severity, Stray
 from imgtool.plan.lineage import FileId, Lineage, Stranger, files_of
 
@@ -37,6 +40,7 @@ class Surroundings:
     formats: Formats
     waiting: tuple[Waiting, ...]
     copies: Mapping[str, tuple[Checkpoint, ...]] = field(default_factory=dict)  # by UUID
+    jobs: tuple[CopyJob, ...] = ()
     problems: tuple[Finding, ...] = ()
     overlays: dict[Path, tuple[Image, ...]] = field(default_factory=dict)  # by folder
     reports: dict[FileId, Report] = field(default_factory=dict)
@@ -56,9 +60,11 @@ def look_around(world: World) -> Surroundings:
         if any(_has_unrecorded(chain) for chain in glance.all_chains()):
             glances[name] = look_at(name, world, formats)
     waiting: tuple[Waiting, ...] = ()
+    jobs: tuple[CopyJob, ...] = ()
     problems: tuple[Finding, ...] = ()
     try:
         waiting = recovery.all_waiting(world)
+        jobs = all_jobs(world)
     except ImgtoolError as error:
         problems = (
             Finding(
@@ -73,6 +79,7 @@ def look_around(world: World) -> Surroundings:
         formats=formats,
         waiting=waiting,
         copies=all_checkpoints(world.state_dir, world.files),
+        jobs=jobs,
         problems=problems,
     )
 
@@ -105,6 +112,7 @@ def examine(name: str, around: Surroundings, world: World, *, quick: bool = True
         leftovers=tuple(_leftovers(lineage, around)),
         copies=tuple(_copies(glance.head.domain.uuid, around)),
         pending=pending[0].plan.summary if pending else "",
+        jobs=tuple(job for job in around.jobs if job.uuid == glance.head.domain.uuid),
         claims=own.claims,
         on_disk=own.on_disk,
         own_file=own.file,
@@ -239,7 +247,10 @@ def _kind(overlay: Image) -> Format:
 
 
 def _planned(around: Surroundings) -> Iterator[Path]:
-    """What open transactions have made, or are about to write or remove."""
+    """What open transactions and copy jobs have made, or are about to write or remove."""
+    for job in around.jobs:
+        for disk in job.disks:
+            yield from (disk.staged, Path(os.path.realpath(disk.dest)))
     for waiting in around.waiting:
         plan = waiting.plan
         for step in plan.made:
@@ -251,6 +262,7 @@ def _planned(around: Surroundings) -> Iterator[Path]:
 def _leftovers(lineage: Lineage, around: Surroundings) -> Iterator[Leftover]:
     open_now = {waiting.plan.txid for waiting in around.waiting}
     copies = {each.staged for found in around.copies.values() for each in found}
+    open_now |= {job.id for job in around.jobs}
     for folder in _folders(lineage):
         for name in names_below(folder):
             match = STAGED.fullmatch(name)

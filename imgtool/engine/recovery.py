@@ -5,11 +5,13 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 
+from imgtool.engine import jobs
 from imgtool.engine.journal import Journal
 from imgtool.engine.room import entered, tidy, uuids
 from imgtool.engine.transaction import Direction, conclude, decide
 from imgtool.engine.world import World
 from imgtool.model.errors import ImgtoolError, Interrupted, NotFoundError, PendingError
+from imgtool.model.job import CopyJob
 from imgtool.model.plan import Plan
 
 
@@ -38,6 +40,7 @@ class Recovery:
     ended: tuple[Ended, ...]
     pending: tuple[Waiting, ...]
     problems: tuple[ImgtoolError, ...]
+    jobs: tuple[CopyJob, ...] = ()  # copy jobs that are open: they wait for their owner
 
 
 def waiting(world: World, uuid: str) -> Waiting | None:
@@ -98,7 +101,20 @@ def recover(world: World, only: str | None = None) -> Recovery:
             )
     if not uuids(world.state_dir):
         tidy(world.state_dir, "none", world.files)  # somebody died before making more than this
-    return Recovery(ended=tuple(ended), pending=tuple(pending), problems=tuple(problems))
+    return Recovery(
+        ended=tuple(ended),
+        pending=tuple(pending),
+        problems=tuple(problems),
+        jobs=_open_jobs(world, only),
+    )
+
+
+def _open_jobs(world: World, only: str | None) -> tuple[CopyJob, ...]:
+    found: list[CopyJob] = []
+    for uuid in uuids(world.state_dir) if only is None else (only,):
+        with suppress(PendingError):  # it is among the problems
+            found += jobs.open_jobs(world, uuid)
+    return tuple(found)
 
 
 def _enter_and_conclude(world: World, uuid: str) -> Direction | None:
@@ -109,6 +125,7 @@ def _enter_and_conclude(world: World, uuid: str) -> Direction | None:
         direction = conclude(room, world)
         if direction is None:
             _settle(world, uuid)
+        jobs.settle(room, world, uuid)
         world.interrupt.outcome = "recovery has stopped early; run it again"
         return direction
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from imgtool.engine.jobfile import JobFile
 from imgtool.engine.journal import Journal
 from imgtool.host.files import Files, names_below
 from imgtool.model.errors import BusyError, FailedError
@@ -17,6 +18,7 @@ class Room:
     """
     <state>/<domain uuid>/lock       flock, held for the life of the transaction
     <state>/<domain uuid>/journal    absent = nothing is open
+    <state>/<domain uuid>/job        absent = no copy job is open
     <state>/<domain uuid>/<txid>/    redo and undo of images changed in place
     """
 
@@ -27,6 +29,10 @@ class Room:
     @property
     def journal(self) -> Journal:
         return Journal(self.folder / "journal", self.files)
+
+    @property
+    def jobs(self) -> JobFile:
+        return JobFile(self.folder / "job", self.files)
 
     def clear(self, workspace: Path) -> None:
         """Remove a workspace and the files in it, durably, if it is there."""

@@ -36,6 +36,7 @@ from imgtool.model.plan import (
     Plan,
     PutRecord,
     SetCurrent,
+    Space,
     Step,
 )
 
@@ -64,7 +65,7 @@ def run(plan: Plan, commit: Commit, room: Room, world: World) -> None:
     """
     with PinnedImages() as pinned, world.interrupt.deferred(world.qemu.cancel):
         pinned.pin(commit.pins)
-        _check_space(commit, world)
+        require_space(commit.space, world)
         world.interrupt.check()
         try:
             _perform(plan, commit, room, world)
@@ -156,9 +157,10 @@ def _head(pending: Pending, world: World, *, crashed: bool) -> Head | None:
         return None
 
 
-def _check_space(commit: Commit, world: World) -> None:
+def require_space(wanted: Sequence[Space], world: World) -> None:
+    """Raises FailedError if that many bytes are not free."""
     needed: dict[int, int] = {}
-    for space in commit.space:
+    for space in wanted:
         with naming(space.target, space.folder):
             device = space.folder.stat().st_dev
             needed[device] = needed.get(device, 0) + space.size
