@@ -84,7 +84,7 @@ def _commit(parser: Parser, argv: list[str], context: Context) -> int:
         keep_relative=options.keep_relative,
         dry_run=context.dry_run,
     )
-    with context.world(options.domain) as (world, domain), _limited(options.timeout, context):
+    with context.world(options.domain) as (world, domain), limited(options.timeout, context):
         result = api.block_commit(world, domain, disks, wanted)
     done = "Commit complete"
     if options.pivot:
@@ -116,7 +116,7 @@ def _pulled(options: argparse.Namespace, context: Context, base: str, relative: 
 
     disks = _disks(options)
     wanted = api.PullOptions(base=base, keep_relative=relative, dry_run=context.dry_run)
-    with context.world(options.domain) as (world, domain), _limited(options.timeout, context):
+    with context.world(options.domain) as (world, domain), limited(options.timeout, context):
         result = api.block_pull(world, domain, disks, wanted)
     return _answer(result, context, "Pull complete")
 
@@ -185,7 +185,7 @@ def _disks(options: argparse.Namespace) -> list[str]:
 
 
 @contextmanager
-def _limited(seconds: int | None, context: Context) -> Iterator[None]:
+def limited(seconds: int | None, context: Context) -> Iterator[None]:
     """Roll back what takes longer than that."""
     if seconds is None:
         yield

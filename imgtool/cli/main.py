@@ -41,6 +41,8 @@ COMMANDS = {
     "gc": ("check", "remove what crashes have left beside the images"),
     "blockcommit": ("blockjobs", "commit layers of a chain into the layer below them"),
     "blockpull": ("blockjobs", "copy data of the layers below into the active one"),
+    "blockcopy": ("copyjobs", "copy disks; move the domain to the copies, or do not"),
+    "blockjob": ("copyjobs", "where a copy job stands; pivot it, or abort it"),
     "flatten": ("blockjobs", "blockpull until no base is left"),
     "resize": ("blockjobs", "give a disk another size"),
     "blockresize": ("blockjobs", "the same, by virsh's name"),

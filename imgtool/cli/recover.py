@@ -26,6 +26,11 @@ def run(_command: str, parser: Parser, argv: list[str], context: Context) -> int
             return context.answer(facts, lambda: _listing(waiting))
         recovery = api.recover(world, name or None)
     context.answer(_recovery_facts(recovery), lambda: _report(recovery))
+    for job in recovery.jobs:
+        context.note(
+            f"{job.domain}: a copy job of {', '.join(job.targets)} is open, {job.phase}: "
+            f"imgtool -c {job.store} blockjob {job.domain} {job.targets[0]} --info"
+        )
     for problem in recovery.problems:
         context.note(f"{problem.message}\nremedy: {problem.remedy}")
     worst = max((problem.exit_code for problem in recovery.problems), default=0)
@@ -55,6 +60,10 @@ def _recovery_facts(recovery: Recovery) -> dict[str, Any]:
             for each in recovery.ended
         ],
         "pending": [_facts(each) for each in recovery.pending],
+        "jobs": [
+            {"domain": job.domain, "targets": list(job.targets), "phase": job.phase}
+            for job in recovery.jobs
+        ],
     }
 
 

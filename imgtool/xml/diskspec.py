@@ -1,4 +1,4 @@
-"""virsh's grammar of --diskspec and --memspec.
+"""virsh's grammar of --diskspec and --memspec, and what else is written that way.
 
 memspec  := [file=]name[,snapshot=type]
 diskspec := disk[,snapshot=type][,driver=type][,stype=type][,file=name][,mirror=name]
@@ -17,6 +17,7 @@ from imgtool.model.snapshot import DiskSpec, SnapshotDisk
 DISK_GRAMMAR = (
     "disk[,snapshot=type][,driver=type][,stype=type][,file=name][,mirror=name]; ,, is a comma"
 )
+COPY_GRAMMAR = "disk,dest=name[,format=type]; ,, is a comma"
 MEMORY_GRAMMAR = "[file=]name[,snapshot=type]; ,, is a comma"
 
 
@@ -53,6 +54,15 @@ def parse_memspec(text: str) -> tuple[str | None, str | None]:
     if given is None:
         raise _unable("memspec", text, MEMORY_GRAMMAR)
     return given.get("snapshot"), given.get("file")
+
+
+def parse_copyspec(text: str) -> tuple[str, str, str | None]:
+    """Disk, destination and format of a copyspec, as written. Raises BadRequestError."""
+    words = _split(text)
+    given = _given(words[1:], ("dest", "format"))
+    if given is None or not words[0] or not given.get("dest"):
+        raise _unable("disk", text, COPY_GRAMMAR)
+    return words[0], given["dest"], given.get("format")
 
 
 def _split(text: str) -> list[str]:
