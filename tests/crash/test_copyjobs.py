@@ -1,0 +1,94 @@
+"""Every effect of a copy job fails or is the last one: old, or a job with two ways out, or new."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from imgtool.model.errors import ImgtoolError, PendingError
+
+from .conftest import CrashPoints
+from .copyjobs import ACTS, Copying, make_copying
+from .dying import DeadError, Doom, Fate
+from .matrix import calls, run_into
+
+SOME = 4  # effects of each command in a quick run
+
+
+@pytest.mark.parametrize("kind", ACTS)
+def test_some_effects(kind: str, place: Path, crash_points: CrashPoints) -> None:
+    fate = Fate.FAIL_BEFORE if kind == "abort" else Fate.DIE
+    copying = make_copying(kind, place)
+    total = calls(copying)
+    step = max(1, total // SOME)
+    points = range(1 + len(kind) % step, total + 1, step)
+    _strike(copying, fate, points)
+    crash_points(f"copy job, {kind}, {fate.name.lower()}", len(points))
+
+
+@pytest.mark.parametrize(
+    ("kind", "fate"),
+    [
+        *((kind, fate) for kind in ("copy", "pivot") for fate in Fate),
+        *((kind, fate) for kind in ("reuse", "abort") for fate in (Fate.DIE, Fate.FAIL_BEFORE)),
+    ],
+)
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_every_effect(kind: str, fate: Fate, place: Path, crash_points: CrashPoints) -> None:
+    copying = make_copying(kind, place)
+    total = calls(copying)
+    seen = _strike(copying, fate, range(1, total + 1))
+    if fate is Fate.DIE and kind in ("copy", "reuse"):
+        assert {"old", "copying", "ready", "moved"} <= set(seen), seen
+    crash_points(f"every step, copy job, {kind}, {fate.name.lower()}", total)
+
+
+def _strike(copying: Copying, fate: Fate, points: range) -> Counter[str]:
+    seen: Counter[str] = Counter()
+    for at in points:
+        ended, struck = _crash(copying, fate, at)
+        try:
+            now = _aborted(copying)
+            if isinstance(ended, ImgtoolError) and not isinstance(ended, PendingError):
+                assert now != "moved", "it said that nothing has changed"
+                assert now != "copying", "an error leaves no half of a copy behind"
+            if ended is None:
+                assert now == ("kept" if copying.kind == "abort" else "moved")
+            if now in ("copying", "ready"):
+                _crash(copying, fate, at)
+                copying.again()
+                assert copying.has_moved()
+        except (AssertionError, ImgtoolError) as error:
+            raise AssertionError(struck) from error
+        seen[now] += 1
+    return seen
+
+
+def _crash(copying: Copying, fate: Fate, at: int) -> tuple[BaseException | None, str]:
+    """Run into it, and recover; returns what the command ended with, and what it was struck at."""
+    copying.fresh()
+    doom = Doom(fate=fate, at=at)
+    ended = run_into(copying, doom)
+    struck = f"call {at} of {copying.kind}: {doom.trace[at - 1]}; {ended!r}"
+    assert ended is None or isinstance(ended, ImgtoolError | DeadError), struck
+    copying.recover()
+    return ended, struck
+
+
+def _aborted(copying: Copying) -> str:
+    """What the domain is after the crash; where a job is open, it is aborted."""
+    ending = copying.ending()
+    if ending is not None:
+        copying.abort()
+        assert copying.ending() is None
+    if ending == "ready" or (ending is None and copying.kind == "abort"):
+        copying.require_copies()
+        return str(ending or "kept")
+    if ending is None and copying.has_moved():
+        return "moved"
+    if copying.kind != "reuse":  # there, the old bytes of the destination are gone
+        assert copying.is_plain()
+    return str(ending or "old")
