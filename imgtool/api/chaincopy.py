@@ -52,7 +52,7 @@ def copy_chain(
         checkpoints = Checkpoints(world.state_dir / head.domain.uuid, world.files)
         done = _copier(world, checkpoints, options).look(layers)
         return _result(head, options, done)
-    with working_on(world, domain) as room:
+    with working_on(world, domain, jobs=True) as room:
         head = world.store.head(domain)
         layers = _layers(world, head, disks, options.to)
         checkpoints = Checkpoints(room.folder, world.files)

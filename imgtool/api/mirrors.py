@@ -71,7 +71,7 @@ def create_mirror_files(
     if dry_run:
         head = world.store.head(domain)
         return _result(head, _plan(world, head, disks))
-    with working_on(world, domain) as room:
+    with working_on(world, domain, jobs=True) as room:
         head = world.store.head(domain)
         planned = _plan(world, head, disks)
         commit = Commit(expected=head.digest, xml=head.xml, space=planned.space)
