@@ -150,6 +150,10 @@ def _delete_tag(target: str, held: Held, facts: DeleteFacts, draft: _Draft) -> N
     draft.steps.append(facts.change(target, image, commands, len(draft.steps)))
     draft.written.add(image.path)
     draft.ways.append((target, Way.LEAVE, image.path, 0))
+    name, overlays = held.snapshot.name, facts.lineage.children(image.identity.file)
+    if not overlays and not _still_needed(image, name, facts):
+        # What it shows is not what the tag held: that may be the only copy of something.
+        draft.notes.append(f"{target}: {image.spelled} stays, although nothing needs it any more")
 
 
 def _release(target: str, held: Held, facts: DeleteFacts, draft: _Draft) -> None:
