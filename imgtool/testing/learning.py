@@ -5,7 +5,7 @@ Only the layout is read. What each disk must read as, and at which snapshots, is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,23 +19,70 @@ from imgtool.testing.moments import Expected, Moment, Place
 from imgtool.testing.reading import GuestReader
 from imgtool.xml.domain import parse_domain
 
+MAGIC = b"QFI\xfb"  # of a qcow2 image
+
 
 def learned(expected: Expected, world: World, domain: str, reader: GuestReader) -> Expected:
-    """The same contents at the places that the store names. What no chain needs is not learned.
+    """The same contents at the places that the store names, through the layers that are there.
 
-    Raises AssertionError, ImgtoolError for what cannot be read.
+    What no chain needs is not learned, unless it is to stay. Raises AssertionError, ImgtoolError
+    for what cannot be read.
     """
     active = {disk.target: _place(disk) for disk in world.store.head(domain).domain.disks}
     recorded = {each.name: each for each in api.snapshots(world, domain)}
     missing = {moment.name for moment in expected.moments} - recorded.keys()
     assert not missing, f"snapshots that are gone: {missing}"
-    moments = tuple(_moment(moment, recorded[moment.name]) for moment in expected.moments)
-    places = [*active.values(), *(place for each in moments for place in each.places.values())]
-    files = frozenset(
-        image.path for place in places for image in reader.chain(place.path, place.format)
+    moments = expected.moments  # a block job does not change them
+    if not expected.chains:
+        moments = tuple(_moment(moment, recorded[moment.name]) for moment in moments)
+    chains = {target: _chain(place, reader) for target, place in active.items()}
+    states = [place for each in moments for place in each.places.values()]
+    needed = {layer.path for place in states for layer in _chain(place, reader)}
+    needed |= {layer.path for chain in chains.values() for layer in chain}
+    now = replace(expected, active=active, chains={**chains, **expected.chains}, moments=moments)
+    spare = frozenset(_spare(expected, needed))
+    files = needed | {layer for path in spare for layer in _below(path, reader)}
+    relative = {path for path in files - expected.files if _is_relative(path)}
+    return replace(
+        now,
+        files=frozenset(files),
+        spare=spare,
+        own=frozenset(layer for path in now.named() for layer in _below(path, reader)),
+        relative=(expected.relative & files) | relative,
     )
-    relative = expected.relative & files
-    return replace(expected, active=active, moments=moments, files=files, relative=relative)
+
+
+def _chain(place: Place, reader: GuestReader) -> tuple[Place, ...]:
+    images = reversed(reader.chain(place.path, place.format))
+    return tuple(_place_of(image.path, image.format) for image in images)
+
+
+def _spare(expected: Expected, needed: set[Path]) -> Iterator[Path]:
+    """What is to stay although no chain needs it.
+
+    What snapshots name, even of disks that they have not taken, a deletion may merge and drop.
+    """
+    for path in expected.spare - needed:
+        if expected.chains or path.exists() or path not in expected.own:
+            yield path
+
+
+def _below(path: Path, reader: GuestReader) -> Iterator[Path]:
+    """An image with all that it builds on; only its name, if it is gone."""
+    yield path
+    if path.exists() and _is_qcow2(path):
+        yield from (image.path for image in reader.chain(path, Format.QCOW2))
+
+
+def _is_relative(path: Path) -> bool:
+    backing = read_image(path, Format.QCOW2).backing if _is_qcow2(path) else None
+    return backing is not None and not backing.startswith("/")
+
+
+def _is_qcow2(path: Path) -> bool:
+    """Our guests write no piece of data that begins so."""
+    with path.open("rb") as image:
+        return image.read(4) == MAGIC
 
 
 def _moment(moment: Moment, snapshot: Snapshot) -> Moment:
@@ -62,11 +109,13 @@ def _moment(moment: Moment, snapshot: Snapshot) -> Moment:
 def _place(disk: Disk) -> Place:
     assert disk.source is not None, f"{disk.target}: has no source"
     assert disk.format is not None, f"{disk.target}: of an unknown format"
-    features = None
-    if disk.format is Format.QCOW2:
-        features = read_image(disk.source, disk.format).features
+    return _place_of(disk.source, disk.format)
+
+
+def _place_of(path: Path, fmt: Format) -> Place:
+    features = read_image(path, fmt).features if fmt is Format.QCOW2 else None
     internal = features is not None and features.compat != "0.10"
-    return Place(path=disk.source, format=disk.format, internal=internal)
+    return Place(path=path, format=fmt, internal=internal)
 
 
 def _sources(disks: Mapping[str, Disk]) -> dict[str, Path]:

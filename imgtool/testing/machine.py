@@ -9,87 +9,35 @@ rule may come with trouble: a crash or an error at the n-th effect, or somebody 
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import precondition, rule
 
 from imgtool import api
 from imgtool.engine.world import World
-from imgtool.model.domain import Disk, SnapshotMode
+from imgtool.model.domain import SnapshotMode
 from imgtool.model.errors import ChainError, LossError
 from imgtool.model.snapshot import SnapshotDisk, SnapshotRequest
-from imgtool.testing.domains import make_domain
-from imgtool.testing.images import KIB, make_image, write_pattern
-from imgtool.testing.moments import Expected, Place
-from imgtool.testing.rig import Operation, Rig, recovery
-from imgtool.testing.strategies import (
-    ImageDraft,
-    disk_modes,
-    guest_writes,
-    small_disks,
-    snapshot_prefixes,
-    troubles,
-)
+from imgtool.testing.jobs import BlockJobs
+from imgtool.testing.moments import Expected
+from imgtool.testing.rig import Operation, recovery
+from imgtool.testing.stage import DOMAIN, MAX_DISKS, MAX_EFFECTS, MAX_SIZE, seldom
+from imgtool.testing.strategies import disk_modes, guest_writes, snapshot_prefixes, troubles
 from imgtool.testing.trouble import GuestWrite, Trouble
 
-DOMAIN = "vm"
-MAX_DISKS = 3
 MAX_SNAPSHOTS = 8  # each is read after every step
-MAX_SIZE = 512 * KIB  # bytes, of a disk
-MAX_EFFECTS = 120  # of one operation; a snapshot of three disks has about 110
 NO, INTERNAL, EXTERNAL = SnapshotMode.NO, SnapshotMode.INTERNAL, SnapshotMode.EXTERNAL
 
 
-def seldom(event: str) -> Callable[[SnapshotMachine], bool]:
-    """For preconditions: not more often than every sixth step, so that others get their turn."""
-    return lambda machine: 6 * machine.rig.events[event] < machine.rig.events["steps"]
-
-
-class SnapshotMachine(RuleBasedStateMachine):
-    """One domain of up to three disks. Another operation is another rule that calls `perform`."""
-
-    rig_type: type[Rig] = Rig
-    """How imgtool is called; tests of this machine put broken tools in."""
-
-    rig: Rig
+class SnapshotMachine(BlockJobs):
+    """Snapshots, too. Another operation is another rule that calls `perform`."""
 
     def __init__(self) -> None:
         super().__init__()
-        memory = Path("/dev/shm")
-        self.place = Path(
-            tempfile.mkdtemp(prefix="machine-", dir=memory if memory.is_dir() else None)
-        )
         self._names = 0
-        self._sound = True
-
-    @initialize(drafts=small_disks(max_disks=MAX_DISKS, max_size=MAX_SIZE))
-    def make(self, drafts: list[ImageDraft]) -> None:
-        """The domain, and one piece of data on each disk."""
-        folder = self.place / "store"
-        scratch = self.place / "scratch"
-        folder.mkdir()
-        scratch.mkdir()
-        disks, active, contents = [], {}, {}
-        for number, draft in enumerate(drafts):
-            target = f"vd{'abc'[number]}"
-            path = folder / f"disk,{number}.{draft.format}"
-            make_image(path, draft.format, draft.size, features=draft.features)
-            write_pattern(path, draft.format, 0, 1024, 0xA0 + number)
-            disks.append(
-                Disk(target=target, source=path, format=draft.format, format_name=draft.format)
-            )
-            internal = draft.features is not None and draft.features.compat != "0.10"
-            active[target] = Place(path=path, format=draft.format, internal=internal)
-            contents[target] = bytes([0xA0 + number]) * 1024 + bytes(draft.size - 1024)
-        files = frozenset(place.path for place in active.values())
-        expected = Expected(active=active, contents=contents, files=files)
-        self.rig = self.rig_type(make_domain(folder, DOMAIN, disks), expected, scratch)
 
     @precondition(lambda self: self.settled and len(self.expected.moments) < MAX_SNAPSHOTS)
     @rule(
@@ -179,6 +127,29 @@ class SnapshotMachine(RuleBasedStateMachine):
         )
         self.rig.perform(operation, trouble)
 
+    @precondition(lambda self: self.settled and seldom("forget: done")(self))
+    @rule(number=st.integers(0, MAX_SNAPSHOTS))
+    def forget(self, number: int) -> None:
+        """The record of a snapshot; its images stay, and nobody holds them any more.
+
+        What has a state inside would keep a tag that no model knows of.
+        """
+        names = [
+            moment.name for moment in self.expected.moments if INTERNAL not in moment.modes.values()
+        ]
+        if not names:
+            return
+        name = names[number % len(names)]
+        options = api.DeleteOptions(metadata=True)
+        operation = Operation(
+            name="forget",
+            work=lambda world: api.delete_snapshot(world, DOMAIN, name, options),
+            change=partial(Expected.forgotten, name=name),
+            pivots=False,
+            learns=True,
+        )
+        self.rig.perform(operation)
+
     @rule(
         writes=st.lists(
             guest_writes(max_disks=MAX_DISKS, max_size=MAX_SIZE), min_size=1, max_size=4
@@ -221,33 +192,6 @@ class SnapshotMachine(RuleBasedStateMachine):
                 api.take_snapshot(world, DOMAIN, _request("dry", chosen), options)
 
         self.rig.perform(Operation(name="look", work=work, pivots=False, recovers=False))
-
-    @invariant()
-    def all_is_as_expected(self) -> None:
-        """XML, snapshots, files, and every byte that can be read."""
-        if "rig" in self.__dict__:
-            self._sound = False
-            self.rig.verify()
-            self._sound = True
-            self.rig.events["steps"] += 1
-
-    def teardown(self) -> None:
-        """Whatever is pending in the end must be recoverable."""
-        try:
-            if self._sound and "rig" in self.__dict__ and self.rig.disturbed:
-                self.rig.perform(recovery())
-                self.rig.verify()
-        finally:
-            shutil.rmtree(self.place)
-
-    @property
-    def settled(self) -> bool:
-        """Where things are is known, so that what is possible can be foretold."""
-        return not self.rig.unlearned
-
-    @property
-    def expected(self) -> Expected:
-        return self.rig.expected
 
     def take(
         self,

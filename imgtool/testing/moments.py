@@ -44,9 +44,12 @@ class Expected:
     active: Mapping[str, Place]  # what the domain XML names, by target
     contents: Mapping[str, bytes]  # what a guest reads now, by target
     files: frozenset[Path]  # all images
+    chains: Mapping[str, tuple[Place, ...]]  # by target, base first; if not: to be learned
     moments: tuple[Moment, ...] = ()  # oldest first
     current: str | None = None  # name of a moment
     relative: frozenset[Path] = frozenset()  # overlays that name their base relatively
+    spare: frozenset[Path] = frozenset()  # images that stay, whether a chain needs them or not
+    own: frozenset[Path] = frozenset()  # what the snapshots name, with all that is below it
     edits: int = 0  # how often somebody has edited the XML by hand
 
     def moment(self, name: str) -> Moment:
@@ -65,6 +68,10 @@ class Expected:
         """The internal snapshots that an image must have."""
         places = (place for moment in self.moments for place in moment.places.values())
         return {place.tag for place in places if place.path == path and place.tag is not None}
+
+    def named(self) -> frozenset[Path]:
+        """Images that the snapshots' copies of the domain XML name."""
+        return frozenset(path for moment in self.moments for path in moment.sources.values())
 
     def refusal(self, name: str, modes: Mapping[str, SnapshotMode]) -> type[ImgtoolError] | None:
         """How imgtool must refuse this snapshot, if it must."""
@@ -93,6 +100,10 @@ class Expected:
                     internal=top.internal or top.format is Format.RAW,
                 )
         made = frozenset(place.path for place in active.values()) - self.files
+        chains = {
+            target: (*chain, active[target]) if active[target] != chain[-1] else chain
+            for target, chain in self.chains.items()
+        }
         moment = Moment(
             name=name,
             parent=self.current,
@@ -105,6 +116,7 @@ class Expected:
         return replace(
             self,
             active=active,
+            chains=chains,
             files=self.files | made,
             moments=(*self.moments, moment),
             current=name,
@@ -133,22 +145,86 @@ class Expected:
         return replace(
             self,
             contents={**self.contents, **moment.contents},
+            chains={},
             moments=(*self.moments, kept) if keep else self.moments,
             current=name,
             edits=moment.edits,
         )
 
     def without(self, name: str) -> Expected:
-        """After a snapshot is deleted; the layout is to be learned."""
+        """After a snapshot is deleted; the layout is to be learned.
+
+        An image stays when its last tag goes: what it shows now was never a part of the snapshot.
+        """
+        places = self.moment(name).places.values()
+        tagged = {place.path for place in places if place.tag is not None}
         parent = self.moment(name).parent
         moments = tuple(
             replace(each, parent=parent) if each.parent == name else each
             for each in self.moments
             if each.name != name
         )
-        return replace(
-            self, moments=moments, current=parent if self.current == name else self.current
-        )
+        current = parent if self.current == name else self.current
+        spare = self.spare | tagged
+        return replace(self, chains={}, moments=moments, current=current, spare=spare)
+
+    def forgotten(self, name: str) -> Expected:
+        """After the metadata of a snapshot is deleted, and nothing else."""
+        return replace(self.without(name), chains=self.chains, spare=self.spare | self.files)
+
+    def committed(
+        self,
+        spans: Mapping[str, tuple[int, int]],
+        *,
+        stay: bool = False,
+        delete: bool = False,
+        relative: bool = False,
+    ) -> Expected:
+        """After layers from `top` down are merged into `base`; (base, top) by target.
+
+        `stay`: the domain stays on an active `top`. `relative`: the layer above names `base` so.
+        What nothing needs any more goes with `delete` only, and not if a snapshot names it.
+        """
+        chains, named = dict(self.chains), self.relative
+        for target, (base, top) in spans.items():
+            above = chains[target][top + 1 :]
+            if above or not stay:
+                chains[target] = (*chains[target][: base + 1], *above)
+            if relative:
+                named |= {place.path for place in above[:1]}
+        left = self.named() & self.files if delete else self.files
+        return replace(self._through(chains), relative=named, spare=self.spare | left)
+
+    def pulled(self, bases: Mapping[str, int | None], *, relative: bool = False) -> Expected:
+        """After the active layers of these disks build on that layer, or on none."""
+        chains, named = dict(self.chains), self.relative
+        for target, base in bases.items():
+            below = () if base is None else chains[target][: base + 1]
+            if relative and below:
+                named |= {chains[target][-1].path}
+            chains[target] = (*below, chains[target][-1])
+        return replace(self._through(chains), relative=named, spare=self.spare | self.files)
+
+    def rebased(self, target: str) -> Expected:
+        """After the active layer of a disk builds on something else: which is to be learned."""
+        chains = {disk: chain for disk, chain in self.chains.items() if disk != target}
+        return replace(self, chains=chains, spare=self.spare | self.files)
+
+    def renamed(self, target: str, *, relative: bool) -> Expected:
+        """After all overlays of a chain name their bases so."""
+        overlays = {place.path for place in self.chains[target][1:]}
+        named = self.relative | overlays if relative else self.relative - overlays
+        return replace(self, relative=named)
+
+    def resized(self, target: str, size: int) -> Expected:
+        """After a disk has got another size in bytes; what is added reads as zeros."""
+        data = self.contents[target][:size]
+        data += bytes(size - len(data))
+        return replace(self, contents={**self.contents, target: data})
+
+    def _through(self, chains: Mapping[str, tuple[Place, ...]]) -> Expected:
+        """The same contents, seen through other layers."""
+        return replace(self, chains=chains, active={disk: chains[disk][-1] for disk in chains})
 
     def written(self, target: str, offset: int, data: bytes) -> Expected:
         """After a guest's write; `offset` in bytes."""

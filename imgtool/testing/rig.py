@@ -46,7 +46,7 @@ class Operation:
     name: str
     work: Callable[[World], object]
     change: Callable[[Expected], Expected] = lambda expected: expected
-    pivots: bool = True  # it commits by the domain XML
+    pivots: bool | None = True  # it commits by the domain XML; None: if there is anything to do
     recovers: bool = True  # it ends first what a crash has left open
     refusal: type[ImgtoolError] | None = None  # it must be refused so, with nothing changed
     may_refuse: tuple[type[ImgtoolError], ...] = ()  # it may be refused so
@@ -79,8 +79,7 @@ class Rig:
 
     def perform(self, operation: Operation, trouble: Trouble = NO_TROUBLE) -> None:
         """Ask for it, in trouble. Raises AssertionError if it ends as it must not."""
-        end = len(next(iter(self.expected.contents.values())))
-        meddler = Meddler(self.made, self.expected.edits, self._transaction, end)
+        meddler = Meddler(self.made, self.expected.edits, self._transaction)
         doom = meddler.doom(trouble)
         ended = self._run(operation, doom)
         self._count(operation, trouble, doom, ended)
@@ -104,7 +103,7 @@ class Rig:
         self.events[f"guest write{refusal and f': {refusal}'}"] += 1
         if not refusal:
             self._write(write)
-        elif not self.disturbed or refusal != "corrupt":
+        elif not self.disturbed or refusal == "lock":
             raise AssertionError(f"{write.target}: QEMU refuses to open it: {refusal}")
 
     def edit(self) -> None:
@@ -146,7 +145,7 @@ class Rig:
             self.events[f"crash {'after' if moved else 'before'} the pivot"] += 1
         elif ended is None:
             assert operation.refusal is None, "was not refused"
-            assert moved == operation.pivots, "the id of the transaction is not in the XML"
+            assert operation.pivots in (None, moved), "the id of the transaction is not in the XML"
             self.disturbed = self.disturbed and not operation.recovers
         else:
             assert refused or _struck(doom), "nothing was the matter, and yet it failed"

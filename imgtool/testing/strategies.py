@@ -22,6 +22,7 @@ class ImageDraft:
     format: Format
     size: int  # bytes
     features: Qcow2Features | None = None
+    layers: int = 1  # more than one: with overlays on top
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,12 +122,20 @@ def small_features() -> st.SearchStrategy[Qcow2Features]:
 def small_disks(
     *, max_disks: int = 3, max_size: int = 512 * KIB
 ) -> st.SearchStrategy[list[ImageDraft]]:
-    """The disks of a domain: qcow2 or raw, of whole sectors, seldom of whole clusters."""
+    """The disks of a domain: qcow2 or raw, of whole sectors, seldom of whole clusters.
+
+    Some of them are overlays, of which no snapshot tells.
+    """
     sizes = st.integers(8, max_size // 512).map(lambda sectors: sectors * 512)
+    layers = st.sampled_from((1, 1, 2, 3))
     qcow2 = st.builds(
-        ImageDraft, format=st.just(Format.QCOW2), size=sizes, features=small_features()
+        ImageDraft,
+        format=st.just(Format.QCOW2),
+        size=sizes,
+        features=small_features(),
+        layers=layers,
     )
-    raw = st.builds(ImageDraft, format=st.just(Format.RAW), size=sizes)
+    raw = st.builds(ImageDraft, format=st.just(Format.RAW), size=sizes, layers=layers)
     return st.lists(st.one_of(qcow2, qcow2, raw), min_size=1, max_size=max_disks)
 
 

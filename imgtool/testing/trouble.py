@@ -7,6 +7,7 @@ from enum import StrEnum
 from xml.etree import ElementTree
 
 from imgtool.host.files import Files
+from imgtool.host.headers import read_image
 from imgtool.model.domain import Domain
 from imgtool.model.errors import (
     DomainChangedError,
@@ -71,7 +72,8 @@ def domain_now(made: MadeDomain) -> Domain:
 def guest_write(made: MadeDomain, write: GuestWrite) -> str:
     """What a machine that is started now would do. Returns why QEMU refuses to, or nothing.
 
-    'corrupt': the image is blocked; 'lock': somebody holds it. Raises AssertionError otherwise.
+    'corrupt': the image is blocked; 'base': it is being pulled into, and names no base that there
+    is; 'lock': somebody holds it. Raises AssertionError otherwise.
     """
     disk = domain_now(made).disk(write.target)
     assert disk is not None
@@ -81,6 +83,8 @@ def guest_write(made: MadeDomain, write: GuestWrite) -> str:
     except AssertionError as error:
         if "corrupt; cannot be opened read/write" in str(error):
             return "corrupt"
+        if "Could not open backing file" in str(error):
+            return "base"
         if 'Failed to get "write" lock' in str(error):
             return "lock"
         raise
@@ -109,7 +113,6 @@ class Meddler:
     made: MadeDomain
     edits: int  # how often the XML has been edited
     transaction: str  # the last one that has pivoted before the operation
-    end: int  # bytes, of the first disk
     early: list[GuestWrite] = field(default_factory=list)  # before the pivot, if there was one
     late: list[GuestWrite] = field(default_factory=list)  # after it
     edited_late: bool = False
@@ -149,8 +152,11 @@ class Meddler:
 
     def _write(self) -> None:
         """To the end of the first disk, which takes a new cluster; another byte each time."""
-        (target, *_) = (disk.target for disk in self.made.disks)
         domain = domain_now(self.made)
-        write = GuestWrite(target, self.end - 512, 512, 1 + sum(domain.transaction.encode()) % 255)
+        disk = domain.disks[0]
+        assert disk.source is not None
+        end = read_image(disk.source, disk.format or Format.RAW).virtual_size  # it may change
+        byte = 1 + sum(domain.transaction.encode()) % 255
+        write = GuestWrite(disk.target, end - 512, 512, byte)
         if not guest_write(self.made, write):
             (self.late if domain.transaction != self.transaction else self.early).append(write)

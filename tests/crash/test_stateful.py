@@ -51,7 +51,9 @@ def run(steps: int) -> Counter[str]:
             events.update(self.rig.events)
             super().teardown()
 
-    run_state_machine_as_test(Counted, settings=settings(COMMON, max_examples=-(-steps // STEPS)))
+    while events["steps"] < steps:  # hypothesis ends some examples early
+        examples = -(-(steps - events["steps"]) // STEPS)
+        run_state_machine_as_test(Counted, settings=settings(COMMON, max_examples=examples))
     return events
 
 
@@ -69,9 +71,11 @@ def test_for_longer(share: int, machine_steps: int, crash_points: CrashPoints) -
     events = run(-(-machine_steps // SHARES))
     assert events["steps"] * SHARES >= machine_steps
     wanted = {"guest write", "snapshot: done", "revert: done", "delete: done"}
+    wanted |= {f"{job}: done" for job in ("commit", "flatten", "resize", "rename bases")}
     if machine_steps >= 1000 * SHARES:  # else there may be too little of it in one share
         wanted |= {"die", "fail before", "fail after", "edit", "write", "recover: done"}
         wanted |= {"crash before the pivot", "crash after the pivot"}
+        wanted |= {f"{job}: done" for job in ("inner commit", "pull", "rebase", "shrink", "forget")}
     assert wanted <= events.keys(), "a run that never gets there proves nothing"
     crash_points(f"state machine, share {share}, steps", events["steps"])
 
@@ -142,8 +146,21 @@ class PivotsEarly(DirectoryStore):
             self._late.pop(0)()
 
 
+class NeverMerges(DyingQemu):
+    def merge_down(self, *args: Any, **options: Any) -> None:
+        """As if done."""
+
+
+class PullsNothing(DyingQemu):
+    def rebase(self, *args: Any, **_options: Any) -> None:
+        """Only the name of the base changes."""
+        super().rebase(*args, unsafe=True)
+
+
 def rig_with(
-    files: type[DyingFiles] = DyingFiles, store: type[DirectoryStore] = DirectoryStore
+    files: type[DyingFiles] = DyingFiles,
+    store: type[DirectoryStore] = DirectoryStore,
+    qemu: type[DyingQemu] = DyingQemu,
 ) -> type[Rig]:
     """A rig with a broken tool."""
 
@@ -153,7 +170,7 @@ def rig_with(
             tools = files(doom)
             with api.open_world(self.made.uri, files=tools, jobs=1) as world:
                 broken = store(self.made.folder, tools)
-                yield replace(world, store=broken, qemu=DyingQemu(doom))
+                yield replace(world, store=broken, qemu=qemu(doom))
 
     return Broken
 
@@ -168,8 +185,10 @@ def rig_with(
         (rig_with(store=NeverRecords), "snapshots and their parents|has no snapshot"),
         (rig_with(store=OverwritesEdits), "title"),
         (rig_with(store=PivotsEarly), "snapshots and their parents|current snapshot"),
+        (rig_with(qemu=NeverMerges), "sectors differ"),
+        (rig_with(qemu=PullsNothing), "sectors differ"),
     ],
-    ids=["publish", "extent", "unlink", "unblock", "record", "edit", "order"],
+    ids=["publish", "extent", "unlink", "unblock", "record", "edit", "order", "merge", "pull"],
 )
 def test_it_sees_what_is_broken(rig: type[Rig], what: str) -> None:
     class Sabotaged(SnapshotMachine):
