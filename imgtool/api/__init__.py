@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from imgtool.api.checks import Checkup, RepairOptions, RepairResult, check, repair
     from imgtool.api.delete import DeleteOptions, DeleteResult, delete_snapshot
     from imgtool.api.domains import chains, define, set_current_snapshot, snapshots, undefine
+    from imgtool.api.mirror_end import MirrorEndOptions, MirrorEndResult, end_mirror
     from imgtool.api.mirrors import (
         MirrorFilesResult,
         OverlayOptions,
@@ -69,6 +70,8 @@ _HOMES = {
     "DiskResult": "snapshot",
     "Ending": "blockcopy",
     "JobResult": "blockjobs",
+    "MirrorEndOptions": "mirror_end",
+    "MirrorEndResult": "mirror_end",
     "MirrorFilesResult": "mirrors",
     "OverlayOptions": "mirrors",
     "OverlayResult": "mirrors",
@@ -96,6 +99,7 @@ _HOMES = {
     "default_uri": "world",
     "define": "domains",
     "delete_snapshot": "delete",
+    "end_mirror": "mirror_end",
     "locate": "world",
     "open_world": "world",
     "pending": "recovery",
@@ -126,6 +130,8 @@ __all__ = [
     "DiskResult",
     "Ending",
     "JobResult",
+    "MirrorEndOptions",
+    "MirrorEndResult",
     "MirrorFilesResult",
     "OverlayOptions",
     "OverlayResult",
@@ -153,6 +159,7 @@ __all__ = [
     "default_uri",
     "define",
     "delete_snapshot",
+    "end_mirror",
     "locate",
     "open_world",
     "pending",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from imgtool.api.blockjobs import disk_of
 from imgtool.api.world import working_on
-from imgtool.engine import copying, destinations, jobs, survey
+from imgtool.engine import copying, destinations, guard, jobs, survey
 from imgtool.engine.pivoting import pivot
 from imgtool.engine.room import Room
 from imgtool.engine.world import World
@@ -170,6 +170,7 @@ def _requests(
 
 
 def _chains(world: World, head: Head, requests: Sequence[CopyRequest]) -> dict[str, Chain]:
+    guard.require_free(world, head, [request.target for request in requests])
     return {
         request.target: survey.chain_of(disk_of(head, request.target), world)
         for request in requests

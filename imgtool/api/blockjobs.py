@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imgtool.api.world import working_on
-from imgtool.engine import family, survey
+from imgtool.engine import family, guard, survey
 from imgtool.engine.transaction import run
 from imgtool.engine.world import World
 from imgtool.model.domain import Disk, Head
@@ -190,6 +190,7 @@ def _facts(
 ) -> JobFacts:
     if chains is None:
         chains = _chains(world, head, disks)
+    guard.require_free(world, head, chains)
     lineage = family.lineage_of(head, world)
     lineage = replace(lineage, current={**lineage.current, **chains})
     txid = secrets.token_hex(8)

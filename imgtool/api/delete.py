@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from imgtool.api.revert import current_or, require_recorded
 from imgtool.api.world import working_on
-from imgtool.engine import family
+from imgtool.engine import family, guard
 from imgtool.engine.room import Room
 from imgtool.engine.transaction import run
 from imgtool.engine.world import World
@@ -75,10 +75,13 @@ def _names(world: World, head: Head, snapshot: str, options: DeleteOptions) -> t
     require_recorded(lineage, domain, name)
     if not options.metadata:
         require_stopped(domain, head.state)
-    descendants = tuple(_descendants(name, [each.snapshot for each in lineage.held.values()]))
-    if options.children_only:
-        return descendants
-    return (*descendants, name) if options.children else (name,)
+    names = tuple(_descendants(name, [each.snapshot for each in lineage.held.values()]))
+    if not options.children_only:
+        names = (*names, name) if options.children else (name,)
+    mirrored = guard.mirrored(world, head)
+    if mirrored is not None and (mirrored.name in names or not options.metadata):
+        guard.require_free(world, head)
+    return names
 
 
 def _descendants(name: str, snapshots: Iterable[Snapshot]) -> Iterable[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from imgtool.api.world import working_on
-from imgtool.engine import survey
+from imgtool.engine import guard, survey
 from imgtool.engine.world import World
 from imgtool.model.errors import NotFoundError
 from imgtool.model.image import Chain
@@ -21,12 +21,14 @@ def snapshots(world: World, domain: str) -> tuple[Snapshot, ...]:
 
 def set_current_snapshot(world: World, domain: str, name: str) -> None:
     """Mark a recorded snapshot as the current one, as `snapshot-current`. Raises NotFoundError."""
-    domain = world.store.head(domain).domain.name
+    head = world.store.head(domain)
+    domain = head.domain.name
     with working_on(world, domain, jobs=True):
         if name not in {each.name for each in snapshots(world, domain)}:
             raise NotFoundError(
                 f"domain {domain} has no snapshot {name!r}", remedy="see imgtool snapshot-list"
             )
+        guard.require_free(world, head, but=name)
         world.store.set_current(domain, name)
 
 

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, replace
 
 from imgtool.api.world import working_on
-from imgtool.engine import family
+from imgtool.engine import family, guard
 from imgtool.engine.transaction import run
 from imgtool.engine.world import World
 from imgtool.model.domain import Head
@@ -95,6 +95,7 @@ def _plan(
     domain = head.domain
     require_stopped(domain.name, head.state)
     name = current_or(world, domain.name, snapshot)
+    guard.require_free(world, head)
     lineage = family.lineage_of(head, world, losses=True)
     require_recorded(lineage, domain.name, name)
     current = world.store.current(domain.name)

@@ -10,14 +10,15 @@ from pathlib import Path
 
 from imgtool.api.domains import snapshots
 from imgtool.api.world import working_on
-from imgtool.engine import survey
+from imgtool.engine import guard, survey
 from imgtool.engine.transaction import run
 from imgtool.engine.world import World
 from imgtool.model.domain import Head, SnapshotMode
 from imgtool.model.errors import BadRequestError, NotFoundError
 from imgtool.model.image import Chain
 from imgtool.model.plan import Commit
-from imgtool.model.snapshot import SnapshotRequest
+from imgtool.model.snapshot import Snapshot, SnapshotRequest
+from imgtool.plan.mirror import Mirrors, add_mirrors
 from imgtool.plan.names import check_snapshot_name, overlay_path
 from imgtool.plan.select import Choice, select
 from imgtool.plan.snapshot import Facts, Place, Prepared, SnapshotPlan, plan_snapshot
@@ -45,6 +46,7 @@ class DiskResult:
     mode: SnapshotMode
     base: Path | None  # the active layer of before
     overlay: Path | None  # the active layer of now, if another
+    mirror: Path | None = None  # its equal elsewhere
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +86,8 @@ def redefine_snapshot(world: World, domain: str, xml: bytes, *, current: bool) -
     """Record a snapshot from its XML, as `snapshot-create --redefine`; no image is touched."""
     snapshot = parse_redefine(xml, where="the snapshot to redefine")
     check_snapshot_name(snapshot.name)
-    domain = world.store.head(domain).domain.name
+    head = world.store.head(domain)
+    domain = head.domain.name
     with working_on(world, domain, jobs=True):
         names = {each.name for each in snapshots(world, domain)}
         if snapshot.parent is not None and snapshot.parent not in names:
@@ -92,6 +95,14 @@ def redefine_snapshot(world: World, domain: str, xml: bytes, *, current: bool) -
                 f"parent {snapshot.parent} for moment {snapshot.name} not found",
                 remedy="redefine the parent first",
             )
+        if current:
+            guard.require_free(world, head, but=snapshot.name)
+        mirrors = _mirrored(snapshot)
+        if mirrors and snapshot.domain_xml:
+            xml = patch.stamp_record(
+                snapshot.domain_xml, txid=snapshot.transaction, mirrors=mirrors, where=domain
+            )
+            snapshot = replace(snapshot, domain_xml=xml)
         world.store.record(domain, snapshot.name, format_snapshot(snapshot), current=current)
     return snapshot.name
 
@@ -103,6 +114,7 @@ def _plan(
     created = int(time.time())
     named = replace(request, name=request.name or str(created))
     check_snapshot_name(named.name)
+    guard.require_free(world, head)
     choices = select(named, domain, head.state, disk_only=options.disk_only)
     taking = [choice for choice in choices if choice.mode is not SnapshotMode.NO]
     found = {choice.disk.target: survey.chain_of(choice.disk, world) for choice in taking}
@@ -124,7 +136,22 @@ def _plan(
         metadata=not options.no_metadata,
         force=options.force,
     )
-    return plan_snapshot(named, choices, facts)
+    mirrors = _mirrors(world, choices, options)
+    return add_mirrors(plan_snapshot(named, choices, facts), choices, mirrors, facts)
+
+
+def _mirrors(world: World, choices: Sequence[Choice], options: SnapshotOptions) -> Mirrors:
+    """Where the mirrors go, or those that are there already with --reuse-external."""
+    asked = {choice.disk.target: choice.mirror for choice in choices if choice.mirror is not None}
+    if options.reuse_external:
+        prepared = {target: survey.prepared(target, path, world) for target, path in asked.items()}
+        return Mirrors(places={}, prepared=prepared)
+    places = {target: survey.place_of(target, path) for target, path in asked.items()}
+    return Mirrors(places=places, prepared={})
+
+
+def _mirrored(snapshot: Snapshot) -> dict[str, str]:
+    return {disk.name: disk.mirror for disk in snapshot.disks if disk.mirror}
 
 
 def _overlays(
@@ -164,7 +191,10 @@ def _say(world: World, planned: SnapshotPlan) -> None:
 def _commit(head: Head, planned: SnapshotPlan) -> Commit:
     txid = planned.plan.txid
     stamped = replace(
-        planned.snapshot, domain_xml=patch.stamp_record(head.xml, txid=txid, where=head.domain.name)
+        planned.snapshot,
+        domain_xml=patch.stamp_record(
+            head.xml, txid=txid, mirrors=_mirrored(planned.snapshot), where=head.domain.name
+        ),
     )
     return Commit(
         expected=head.digest,
@@ -190,6 +220,7 @@ def _result(head: Head, planned: SnapshotPlan) -> SnapshotResult:
                 or changed.get(disk.name)
                 or bases.get(disk.name),
                 overlay=moved.get(disk.name),
+                mirror=Path(disk.mirror) if disk.mirror else None,
             )
         )
     return SnapshotResult(

@@ -12,7 +12,7 @@ from imgtool.cli.plans import plan_facts, plan_lines
 from imgtool.model.errors import BadRequestError
 
 if TYPE_CHECKING:
-    from imgtool.api import DeleteResult, RevertResult
+    from imgtool.api import DeleteResult, MirrorEndResult, RevertResult
 
 
 def run(command: str, parser: Parser, argv: list[str], context: Context) -> int:
@@ -78,8 +78,13 @@ def _delete(parser: Parser, argv: list[str], context: Context) -> int:
     parser.flag("children", "the snapshot and all its descendants")
     parser.flag("children-only", "the descendants, not the snapshot")
     parser.flag("metadata", "only the record; no image is touched")
+    parser.flag("mirror-pivot", "of a mirrored snapshot: the domain goes over to the mirrors")
+    parser.flag("mirror-abort", "of a mirrored snapshot: the domain stays; the mirrors go")
+    parser.flag("trust", "with --mirror-pivot: do not compare the data of both places")
     options = parse(parser, argv, context)
     exclusive(options, "children", "children-only")
+    if options.mirror_pivot or options.mirror_abort or options.trust:
+        return _end_mirror(options, context)
     from imgtool import api
 
     wanted = api.DeleteOptions(
@@ -97,6 +102,42 @@ def _delete(parser: Parser, argv: list[str], context: Context) -> int:
         return context.answer(facts, lambda: _planned(result))
     word = "children deleted" if options.children_only else "deleted"
     return context.answer(_delete_facts(result, name), lambda: f"Domain snapshot {name} {word}")
+
+
+def _end_mirror(options: argparse.Namespace, context: Context) -> int:
+    exclusive(options, "mirror-pivot", "mirror-abort")
+    for way in ("mirror-pivot", "mirror-abort"):
+        for other in ("children", "children-only", "metadata"):
+            exclusive(options, way, other)
+    if options.trust and not options.mirror_pivot:
+        raise BadRequestError("--trust: only --mirror-pivot compares", remedy="leave it out")
+    from imgtool import api
+
+    wanted = api.MirrorEndOptions(
+        pivot=options.mirror_pivot, trust=options.trust, dry_run=context.dry_run
+    )
+    with context.world(options.domain) as (world, domain):
+        result = api.end_mirror(world, domain, _name(options), wanted)
+    facts = _mirror_facts(result)
+    if context.dry_run:
+        plan = result.planned.plan
+        facts["plan"] = plan_facts(plan)
+        return context.answer(facts, lambda: plan_lines(plan, result.planned.moves))
+    word = "pivoted to its mirrors" if result.pivoted else "gave its mirrors up"
+    return context.answer(
+        facts, lambda: f"Domain {result.domain} {word}; snapshot {result.snapshot} deleted"
+    )
+
+
+def _mirror_facts(result: MirrorEndResult) -> dict[str, Any]:
+    return {
+        "domain": result.domain,
+        "snapshot": result.snapshot,
+        "transaction": result.transaction,
+        "deleted": [result.snapshot],
+        "disks": [{"target": move.target, "source": move.path} for move in result.planned.moves],
+        "dropped": [drop.path for drop in result.planned.plan.aftermath.drops],
+    }
 
 
 def _planned(result: DeleteResult) -> str:

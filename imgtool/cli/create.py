@@ -67,7 +67,9 @@ def _create_as(parser: Parser, argv: list[str], context: Context) -> int:
     parser.data("description", "of the snapshot")
     parser.flag("print-xml", "print the XML that would be asked for, take nothing")
     parser.add_argument("--memspec", metavar="MEMSPEC", help="[file=]name[,snapshot=type]")
-    parser.rest("diskspec", "disk[,snapshot=type][,driver=type][,stype=type][,file=name]")
+    parser.rest(
+        "diskspec", "disk[,snapshot=type][,driver=type][,stype=type][,file=name][,mirror=name]"
+    )
     _common(parser)
     options = parse(parser, argv, context)
     from imgtool.xml.printxml import checked, from_arguments, print_xml
@@ -173,6 +175,7 @@ def _facts(result: SnapshotResult) -> dict[str, Any]:
         "transaction": result.transaction,
         "disks": [
             {"target": d.target, "mode": d.mode, "base": d.base, "overlay": d.overlay}
+            | ({"mirror": d.mirror} if d.mirror else {})
             for d in result.disks
         ],
     }

@@ -7,6 +7,7 @@ from typing import Any
 
 from imgtool.model.plan import (
     Aftermath,
+    CarryOver,
     ChangeInPlace,
     CopyImage,
     CopyLayer,
@@ -69,6 +70,8 @@ def _step(step: Step) -> str:
         return f"copy into {step.image} what it shows of its base; its base is then {base}"
     if isinstance(step, ResizeRaw):
         return _resize(step)
+    if isinstance(step, CarryOver):
+        return f"carry what {step.source.path} holds itself into {step.mirror.path}"
     if isinstance(step, MergeBitmaps):
         names = ", ".join(step.names)
         return f"add bitmaps of {step.source.path} to those of {step.base.path}: {names}"

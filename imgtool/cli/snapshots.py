@@ -255,12 +255,13 @@ def _set_current(world: World, domain: str, name: str, context: Context) -> int:
 
 
 def _xml(world: World, recorded: Recorded, snapshot: Snapshot) -> bytes:
-    """The record as the store has it. Raises NotFoundError if it went meanwhile."""
+    """The record as the store has it, with its mirrors. Raises NotFoundError if it went."""
+    from imgtool.xml.mirrors import shown
     from imgtool.xml.snapshot import parse_snapshot
 
     for xml in world.store.snapshots(recorded.domain):
         if parse_snapshot(xml, where=recorded.domain).name == snapshot.name:
-            return xml
+            return shown(xml, where=snapshot.name)
     raise NotFoundError(
         f"snapshot {snapshot.name} has just been deleted", remedy="see imgtool snapshot-list"
     )

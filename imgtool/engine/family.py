@@ -44,6 +44,13 @@ def lineage_of(head: Head, world: World, *, losses: bool = False) -> Lineage:
     )
 
 
+def users_of(head: Head, image: Image, world: World) -> tuple[str, ...]:
+    """Who but this domain and its snapshots reads an image, at any depth."""
+    images = {image.identity.file: image}
+    found = (*_other_domains(head, images, world), *_strays(images, world))
+    return tuple(dict.fromkeys(stranger.who for stranger in found))
+
+
 def folders_of(lineage: Lineage) -> dict[Path, Path]:
     """Each folder of an own image as it is spelled, and with its links resolved."""
     folders = {image.spelled.parent for image in lineage.images().values()}

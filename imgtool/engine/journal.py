@@ -22,6 +22,7 @@ from imgtool.host.files import Files
 from imgtool.model.errors import PendingError
 from imgtool.model.image import Identity
 from imgtool.model.plan import (
+    CarryOver,
     ChangeInPlace,
     CopyImage,
     CopyLayer,
@@ -156,7 +157,7 @@ def decode(blob: bytes) -> Iterator[dict[str, Any]]:
 
 
 _MADE = (CreateOverlay, CopyImage, CopyLayer)
-_STEPS = (*_MADE, ChangeInPlace, MergeDown, MergeBitmaps, PullImage, ResizeRaw)
+_STEPS = (*_MADE, CarryOver, ChangeInPlace, MergeDown, MergeBitmaps, PullImage, ResizeRaw)
 _RECORDS = (PutRecord, SetCurrent, ReplaceRecord, DropRecord)
 _TAGGED = {kind.__name__: kind for kind in (*_STEPS, *_RECORDS)}
 

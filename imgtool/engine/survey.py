@@ -100,7 +100,7 @@ def prepared(target: str, overlay: Path, world: World) -> Prepared:
     with _about(target):
         image = _read(overlay, Format.QCOW2, world)
         file = _file_of(backing_path(image))
-        has_data = bool(file) and world.qemu.has_own_data(
+        has_data = image.backing is not None and world.qemu.has_own_data(
             image.path, block_device=image.block_device
         )
     return Prepared(image=image, backing_file=file, has_data=has_data)

@@ -213,6 +213,14 @@ class QemuImg:
         output = self.run(*words, timeout=None, ok=(0, 1), watch=watch)
         return "Images are identical." in output
 
+    def same_as_ours(self, one: Node, other: Node, watch: Watch | None = None) -> bool:
+        """The same of images that imgtool holds the locks of, as their only writer."""
+        options = (_chain_options([one]), _chain_options([other]))
+        said = self.run(
+            "compare", "-p", "--image-opts", *options, timeout=None, ok=(0, 1), watch=watch
+        )
+        return "Images are identical." in said
+
     def merge_down(self, layers: Sequence[Node], watch: Watch | None = None) -> None:
         """Commit all layers into `layers[0]`; the layers themselves stay as they are. Not synced.
 

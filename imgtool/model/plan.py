@@ -153,6 +153,19 @@ class PullImage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CarryOver:
+    """Copy what an active layer holds itself into its mirror, which then shows the same.
+
+    Nobody names the mirror yet, and twice is once: nothing to undo.
+    """
+
+    target: str
+    source: Node  # the active layer
+    mirror: Node
+    verify: bool  # compare what both show afterwards: the mirror had data already
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Relink:
     """Record another base with the same content, without copying (an `unsafe` rebase).
 
@@ -175,7 +188,7 @@ class Drop:
 
 
 Made = CreateOverlay | CopyImage | CopyLayer
-Rewrite = MergeDown | PullImage | MergeBitmaps | ResizeRaw
+Rewrite = MergeDown | PullImage | MergeBitmaps | ResizeRaw | CarryOver
 Step = Made | ChangeInPlace | Rewrite
 
 

@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imgtool.model.errors import BadRequestError, ChainError, ExistsError
 from imgtool.model.image import Chain, Image, Qcow2Features
-from imgtool.model.plan import CreateOverlay, Plan, Space
-from imgtool.plan.names import backing_name
-from imgtool.plan.snapshot import Place, overlay_space, require_depth
-from imgtool.plan.undertaking import Undertaking
+from imgtool.model.plan import CreateOverlay, Pin, Plan, Space
+from imgtool.plan.names import backing_name, check_overlay
+from imgtool.plan.select import Choice
+from imgtool.plan.snapshot import (
+    Facts,
+    Place,
+    Prepared,
+    SnapshotPlan,
+    overlay_space,
+    require_depth,
+)
+from imgtool.plan.undertaking import Undertaking, require_sound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +73,108 @@ def plan_mirror_files(wishes: Sequence[MirrorWish], facts: MirrorFacts) -> Mirro
     summary = f"mirror files of {facts.head.domain.name}"
     plan = facts.plan(summary, steps, files_only=True)
     return MirrorFilesPlan(plan=plan, space=tuple(overlay_space(step) for step in steps))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mirrors:
+    """Where the mirrors of a snapshot go, or those that are there; each disk is in one of them."""
+
+    places: Mapping[str, Place]
+    prepared: Mapping[str, Prepared]
+
+    def path(self, target: str) -> Path:
+        if target in self.places:
+            return self.places[target].overlay
+        return self.prepared[target].image.spelled
+
+
+def add_mirrors(
+    planned: SnapshotPlan, choices: Sequence[Choice], mirrors: Mirrors, facts: Facts
+) -> SnapshotPlan:
+    """The same snapshot with mirrors: made in the same transaction, noted in the same record.
+
+    Raises BadRequestError, ExistsError, ChainError; each names the disk.
+    """
+    targets = [choice.disk.target for choice in choices if choice.mirror is not None]
+    if not targets:
+        return planned
+    if not facts.metadata:
+        raise BadRequestError(
+            f"{targets[0]}: a mirror is kept in the snapshot's metadata",
+            remedy="leave --no-metadata or the mirror out",
+        )
+    steps = list(planned.plan.steps)
+    pins = []
+    for target in targets:
+        base = facts.chains[target].active
+        if target in facts.places:
+            require_beside(target, base, facts.places[target])
+        if target in mirrors.places:
+            place = mirrors.places[target]
+            check_overlay(target, place.overlay)
+            staged = facts.staged(place.overlay, len(steps))
+            steps.append(relative_overlay(target, base, place, staged))
+        else:
+            image = _fitting(target, mirrors.prepared[target], facts)
+            pins.append(Pin(target=target, path=image.path, identity=image.identity))
+    _require_apart(targets, mirrors, facts)
+    made = [step for step in steps[len(planned.plan.steps) :] if isinstance(step, CreateOverlay)]
+    disks = tuple(
+        replace(disk, mirror=os.fspath(mirrors.path(disk.name))) if disk.name in targets else disk
+        for disk in planned.snapshot.disks
+    )
+    return replace(
+        planned,
+        plan=replace(planned.plan, steps=tuple(steps)),
+        pins=(*planned.pins, *pins),
+        space=(*planned.space, *(overlay_space(step) for step in made)),
+        snapshot=replace(planned.snapshot, disks=disks),
+    )
+
+
+def _require_apart(targets: Sequence[str], mirrors: Mirrors, facts: Facts) -> None:
+    """No file is in two roles, and none of them is in anybody's chain."""
+    require_own_places(mirrors.places, facts.chains)
+    places = [facts.places[target] for target in facts.places]
+    require_distinct_places([*places, *mirrors.places.values()])
+    files = {image.identity.file for chain in facts.chains.values() for image in chain.images}
+    files |= {prepared.image.identity.file for prepared in facts.prepared.values()}
+    for target in targets:
+        if target not in mirrors.prepared:
+            continue
+        image = mirrors.prepared[target].image
+        if image.identity.file in files:
+            raise BadRequestError(
+                f"{target}: the mirror {image.spelled} is in use already",
+                remedy="give each disk a mirror of its own",
+            )
+        files.add(image.identity.file)
+
+
+def _fitting(target: str, made: Prepared, facts: Facts) -> Image:
+    """A mirror that was prepared; what it builds on may not be there yet."""
+    base, image = facts.chains[target].active, made.image
+    require_sound(target, image)
+    problem = ""
+    if image.virtual_size != base.virtual_size:
+        problem = f"shows {image.virtual_size} bytes, the disk {base.virtual_size}"
+    elif image.backing is None:
+        problem = f"has no base; it should be {relative_name(base)}"
+    elif Path(image.backing).is_absolute() or ":" in image.backing.partition("/")[0]:
+        problem = f"names its base {image.backing}, which is not relative"
+    elif image.backing_format != base.format:
+        problem = f"records format {image.backing_format or 'none'} of its base, not {base.format}"
+    elif image.snapshots:
+        problem = "has internal snapshots inside"
+    elif made.has_data and not facts.force:
+        problem = "has data of its own (--force accepts that)"
+    if problem:
+        raise BadRequestError(
+            f"{target}: the mirror {image.spelled} {problem}",
+            remedy=f"remove it, then: imgtool mirror-create {facts.head.domain.name} "
+            f"--diskspec {target},mirror={image.spelled}",
+        )
+    return image
 
 
 def relative_overlay(target: str, base: Image, place: Place, staged: Path) -> CreateOverlay:

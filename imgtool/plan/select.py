@@ -39,6 +39,11 @@ class Choice:
     file: Path | None = None  # the overlay that was asked for; None: a generated name
     asked: SnapshotDisk | None = None
 
+    @property
+    def mirror(self) -> Path | None:
+        """The second overlay that was asked for."""
+        return Path(self.asked.mirror) if self.asked and self.asked.mirror else None
+
 
 def select(
     request: SnapshotRequest, domain: Domain, state: DomainState, *, disk_only: bool
@@ -101,14 +106,14 @@ def _find(name: str, domain: Domain) -> Disk | None:
 def _own_mode(disk: Disk, spec: SnapshotDisk | None) -> SnapshotMode | None:
     """The mode that the request or the domain says; None where neither does."""
     if spec is not None and spec.mode is not None:
-        if spec.mode is not SnapshotMode.EXTERNAL and (spec.source or spec.driver):
+        if spec.mode is not SnapshotMode.EXTERNAL and (spec.source or spec.driver or spec.mirror):
             raise BadRequestError(
-                f"file {spec.source!r} for disk {disk.target!r} requires use of external "
-                "snapshot mode",
+                f"file {(spec.source or spec.mirror)!r} for disk {disk.target!r} requires use of "
+                "external snapshot mode",
                 remedy=f"--diskspec {disk.target},snapshot=external,file=PATH",
             )
         return spec.mode
-    if spec is not None and (spec.source or spec.driver):
+    if spec is not None and (spec.source or spec.driver or spec.mirror):
         return SnapshotMode.EXTERNAL
     if disk.snapshot is not None:
         return disk.snapshot
@@ -162,6 +167,8 @@ def _require_possible(choice: Choice) -> None:
         reason = f"an overlay of format {spec.driver} is not made by imgtool; use qcow2"
     if not reason and spec is not None and spec.source and not spec.source.startswith("/"):
         reason = f"disk snapshot image path {spec.source!r} must be absolute"
+    if not reason and spec is not None and spec.mirror and not spec.mirror.startswith("/"):
+        reason = f"disk snapshot mirror path {spec.mirror!r} must be absolute"
     if reason:
         raise UnsupportedError(
             f"{disk.target}: {reason}", remedy=f"leave it out: --diskspec {disk.target},snapshot=no"

@@ -211,13 +211,14 @@ def _overlay(choice: Choice, facts: Facts, number: int) -> CreateOverlay:
         )
     check_overlay(target, place.overlay)
     base = chain.active
+    relative = facts.relative or choice.mirror is not None
     # A relative name is looked up from the real folder; an absolute one stays as it was spelled.
-    named = base.path if facts.relative else base.spelled
+    named = base.path if relative else base.spelled
     return CreateOverlay(
         target=target,
         base=base.path,
         base_format=base.format,
-        backing=backing_name(named, place.folder, relative=facts.relative),
+        backing=backing_name(named, place.folder, relative=relative),
         overlay=place.overlay,
         staged=facts.staged(place.overlay, number),
         virtual_size=base.virtual_size,

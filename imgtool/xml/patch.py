@@ -5,16 +5,19 @@ Comments, order, blanks and quotes of a document are its owner's, and stay.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 
 from lxml import etree
 
 from imgtool.model.errors import XmlError
 from imgtool.model.plan import Move
 from imgtool.xml.domain import NAMESPACE, STATE
+from imgtool.xml.mirrors import mirror_elements
 from imgtool.xml.spans import Document, Edit, drop_attribute, opened, set_attribute
 
 RECORDED_BY = "recorded-by"
+_NAME = re.compile(rb"<([^\s<>/]+)")
 _LOCATION = {  # attributes that say where a source is, by the disk's type
     "file": ("file",),
     "block": ("dev",),
@@ -41,28 +44,36 @@ def repoint(xml: bytes, *, moves: Sequence[Move], where: str = "domain") -> byte
     return document.apply(_moves(document, moves))
 
 
-def stamp_record(domain_xml: bytes, *, txid: str, where: str = "domain") -> bytes:
+def stamp_record(
+    domain_xml: bytes,
+    *,
+    txid: str,
+    mirrors: Mapping[str, str] | None = None,
+    where: str = "domain",
+) -> bytes:
     """Note in a snapshot's copy of the domain which transaction recorded the snapshot.
 
-    Raises XmlError as `pivot` does.
+    And, by disk, the paths of its mirrors. Raises XmlError as `pivot` does.
     """
     document = Document(domain_xml, root="domain", where=where)
     value = document.value(txid)
+    inside = mirror_elements(document, mirrors or {})
     element = _state(document)
     if element is None:
-        return document.apply(_put_state(document, b' %s="%s"' % (RECORDED_BY.encode(), value)))
+        attributes = b' %s="%s"' % (RECORDED_BY.encode(), value)
+        return document.apply(_put_state(document, attributes, inside))
     tag = set_attribute(document.start_tag(element), RECORDED_BY, value)
-    return document.apply([_retag(document, element, tag)])
+    return document.apply([_refilled(document, element, tag, inside)])
 
 
 def unstamp(domain_xml: bytes, *, where: str = "domain") -> bytes:
-    """Take that note out again, and nothing else."""
+    """Take those notes out again, and nothing else."""
     document = Document(domain_xml, root="domain", where=where)
     element = _state(document)
     if element is None:
         return domain_xml
     tag = drop_attribute(document.start_tag(element), RECORDED_BY)
-    return document.apply([_retag(document, element, tag)])
+    return document.apply([_refilled(document, element, tag, b"")])
 
 
 def _disks(document: Document) -> dict[str, etree._Element]:
@@ -146,13 +157,27 @@ def _retag(document: Document, element: etree._Element, tag: bytes) -> Edit:
     return Edit(span.start, span.inner, tag)
 
 
+def _refilled(document: Document, element: etree._Element, tag: bytes, inside: bytes) -> Edit:
+    """The element with this start tag, and nothing but `inside` in it."""
+    span = document.span(element)
+    if not inside and not len(element):
+        return Edit(span.start, span.inner, tag)
+    tag = opened(tag)
+    if not inside:
+        return Edit(span.start, span.end, tag[:-1] + b"/>")
+    name = _NAME.match(tag)
+    assert name is not None  # a start tag has one
+    return Edit(span.start, span.end, tag + inside + b"</%s>" % name[1])
+
+
 def _state(document: Document) -> etree._Element | None:
     return document.root.find(f"metadata/{STATE}")
 
 
-def _put_state(document: Document, attributes: bytes) -> list[Edit]:
+def _put_state(document: Document, attributes: bytes, inside: bytes = b"") -> list[Edit]:
     """Replace our element by one with these attributes, or add it; libvirt allows only one."""
-    text = b'<imgtool:state xmlns:imgtool="%s"%s/>' % (NAMESPACE.encode(), attributes)
+    end = b">" + inside + b"</imgtool:state>" if inside else b"/>"
+    text = b'<imgtool:state xmlns:imgtool="%s"%s%s' % (NAMESPACE.encode(), attributes, end)
     ours = document.root.findall(f"metadata/{STATE}")
     if ours:
         spans = [document.span(element) for element in ours]

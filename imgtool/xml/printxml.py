@@ -90,7 +90,7 @@ def _disk(spec: DiskSpec) -> Iterator[str]:
         tag += f" snapshot='{spec.snapshot}'"
     if spec.stype is not None:
         tag += f" type='{spec.stype}'"
-    if spec.driver is None and spec.file is None:
+    if spec.driver is None and spec.file is None and spec.mirror is None:
         yield f"{tag}/>"
         return
     yield f"{tag}>"
@@ -99,6 +99,8 @@ def _disk(spec: DiskSpec) -> Iterator[str]:
     if spec.file is not None:
         key = "dev" if spec.stype == "block" else "file"
         yield f"      <source{_attribute(key, spec.file)}/>"
+    if spec.mirror is not None:
+        yield f"      <mirror{_attribute('file', spec.mirror)}/>"
     yield "    </disk>"
 
 
@@ -110,6 +112,7 @@ def _as_spec(disk: SnapshotDisk) -> DiskSpec:
         driver=disk.driver or None,
         stype=None if disk.type == "file" else disk.type,
         file=disk.source or None,
+        mirror=disk.mirror or None,
     )
 
 
@@ -124,4 +127,4 @@ def _escaped(text: str) -> str:
 def _texts(request: SnapshotRequest) -> Iterator[str]:
     yield from (request.name, request.description or "", request.memory_file or "")
     for disk in request.disks:
-        yield from (disk.name, disk.source)
+        yield from (disk.name, disk.source, disk.mirror)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from lxml import etree
@@ -11,6 +12,7 @@ from imgtool.model.domain import SnapshotMode
 from imgtool.model.errors import XmlError
 from imgtool.model.snapshot import Snapshot, SnapshotDisk, SnapshotRequest
 from imgtool.xml.domain import STATE
+from imgtool.xml.mirrors import recorded_mirrors
 from imgtool.xml.patch import RECORDED_BY
 from imgtool.xml.schema import validate
 from imgtool.xml.snapshot_text import format_snapshot
@@ -74,6 +76,7 @@ def parse_snapshot(xml: bytes, *, where: str) -> Snapshot:
     domain = document.root.find("domain")
     ours = None if domain is None else domain.find(f"metadata/{STATE}")
     active = _text(document, "active")
+    mirrors = recorded_mirrors(document.root)
     return Snapshot(
         name=name,
         created=created,
@@ -82,7 +85,10 @@ def parse_snapshot(xml: bytes, *, where: str) -> Snapshot:
         parent=_text(document, "parent/name"),
         memory=memory or ("no" if state in OFFLINE_STATES else "internal"),
         memory_file=memory_file,
-        disks=_disks(document, "disks"),
+        disks=tuple(
+            replace(disk, mirror=mirrors.get(disk.name, disk.mirror))
+            for disk in _disks(document, "disks")
+        ),
         revert_disks=_disks(document, "revertDisks"),
         domain_xml=_verbatim(document, domain),
         inactive_xml=_verbatim(document, document.root.find("inactiveDomain")),
@@ -170,6 +176,8 @@ def _strict_disks(document: Document) -> tuple[SnapshotDisk, ...]:
             problem = f"unknown disk snapshot driver '{disk.driver}'"
         elif disk.source and not PurePosixPath(disk.source).is_absolute():
             problem = f"disk snapshot image path '{disk.source}' must be absolute"
+        elif disk.mirror and not PurePosixPath(disk.mirror).is_absolute():
+            problem = f"disk snapshot mirror path '{disk.mirror}' must be absolute"
         elif disk.type == "network" and disk.location and "protocol" not in dict(disk.location):
             problem = "Missing required attribute 'protocol' in element 'source'"
         else:
@@ -179,7 +187,7 @@ def _strict_disks(document: Document) -> tuple[SnapshotDisk, ...]:
 
 
 def _disk(document: Document, element: etree._Element) -> SnapshotDisk:
-    """A `<disk>`. One with a driver or a source but without a mode is external."""
+    """A `<disk>`. One with a driver, a source or a mirror but without a mode is external."""
     name, where = element.get("name"), document.where
     if name is None:
         raise XmlError(f"{where}: missing name from disk snapshot element", remedy="add name=")
@@ -190,7 +198,9 @@ def _disk(document: Document, element: etree._Element) -> SnapshotDisk:
     path = attributes.pop(key, "") if key else ""
     format_name = "" if driver is None else driver.get("type", "")
     location = tuple(attributes.items())
-    implied = SnapshotMode.EXTERNAL if format_name or path or location else None
+    mirror = element.find("mirror")
+    second = "" if mirror is None else mirror.get("file", "")
+    implied = SnapshotMode.EXTERNAL if format_name or path or location or second else None
     return SnapshotDisk(
         name=name,
         mode=implied if text is None else _mode(text, "disk", where),
@@ -201,6 +211,7 @@ def _disk(document: Document, element: etree._Element) -> SnapshotDisk:
         location=location,
         extra=_inner(document, source),
         deleting=element.find("snapshotDeleteInProgress") is not None,
+        mirror=second,
     )
 
 

@@ -14,8 +14,8 @@ def format_snapshot(snapshot: Snapshot) -> bytes:
 
     Domains and cookies are embedded byte for byte; what stands around their root element (an XML
     declaration, comments) is left out. `Snapshot.transaction` is not written: see
-    `patch.stamp_record`. Raises XmlError: a text that XML cannot hold, an embedded document that
-    is not well-formed.
+    `patch.stamp_record`; nor are mirrors, of which libvirt knows nothing. Raises XmlError: a text
+    that XML cannot hold, an embedded document that is not well-formed.
     """
     where = f"snapshot {snapshot.name}"
     pieces = [b"<domainsnapshot>\n"]

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imgtool import api
 from imgtool.engine.world import World
-from imgtool.model.domain import Disk
+from imgtool.model.domain import Disk, SnapshotMode
 from imgtool.model.image import Format
-from imgtool.model.snapshot import SnapshotDisk
+from imgtool.model.snapshot import SnapshotDisk, SnapshotRequest
 from imgtool.testing import KIB, MIB, Outcome, capture, make_domain, make_image, write_pattern
 
-from .jobs import SIZE, Act, sight
+from .jobs import Act, sight
 from .scenario import Scenario, digest
 
+SIZE = MIB
 TARGETS = ("vda", "vdb")
 
 
@@ -81,7 +82,7 @@ def _make_domain(folder: Path) -> None:
     make_image(old / "vda", size=SIZE, backing="common", backing_format=Format.QCOW2)
     write_pattern(old / "vda", Format.QCOW2, 128 * KIB, 256 * KIB, 2)
     make_image(old / "vdb", Format.RAW, SIZE)
-    write_pattern(old / "vdb", Format.RAW, MIB, 64 * KIB, 3)
+    write_pattern(old / "vdb", Format.RAW, 0, 64 * KIB, 3)
     disks = [
         Disk(target=target, source=old / target, format=fmt, format_name=fmt)
         for target, fmt in zip(TARGETS, (Format.QCOW2, Format.RAW), strict=True)
@@ -112,6 +113,35 @@ def _create_files(world: World) -> object:
     return api.create_mirror_files(world, "vm", _wishes(_home(world)))
 
 
+def _mirrored(world: World) -> object:
+    disks = tuple(replace(each, mode=SnapshotMode.EXTERNAL) for each in _wishes(_home(world)))
+    request = SnapshotRequest(name="s1", disks=disks)
+    return api.take_snapshot(world, "vm", request, api.SnapshotOptions(disk_only=True))
+
+
+def _is_mirrored(folder: Path) -> None:
+    with api.open_world(f"dir:{folder}") as world:
+        _mirrored(world)
+
+
+def _is_copied(folder: Path) -> None:
+    """And the guest has run since, and written to one disk."""
+    _is_mirrored(folder)
+    for name in ("common", "vda", "vdb"):
+        shutil.copy(folder / "old" / name, folder / "new")
+    write_pattern(folder / "old/vda.migrate", Format.QCOW2, 64 * KIB, 192 * KIB, 4)
+
+
+def _end(*, pivot: bool) -> Act:
+    def act(world: World) -> object:
+        return api.end_mirror(world, "vm", "s1", api.MirrorEndOptions(pivot=pivot))
+
+    return act
+
+
 MIRRORINGS: dict[str, tuple[Callable[[Path], None], Act]] = {
     "files": (_nothing, _create_files),
+    "snapshot": (_nothing, _mirrored),
+    "pivot": (_is_copied, _end(pivot=True)),
+    "abort": (_is_mirrored, _end(pivot=False)),
 }

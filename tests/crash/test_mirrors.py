@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ from imgtool.model.errors import ImgtoolError, PendingError
 from imgtool.testing import Outcome
 
 from .conftest import CrashPoints
-from .dying import Doom, Fate
-from .matrix import calls, end_in
+from .dying import DeadError, Doom, DyingFiles, DyingQemu, Fate
+from .matrix import calls, end_in, run_into
 from .mirrors import MIRRORINGS, Mirroring, make_mirroring
 
-SOME = 6  # effects of each and fate in a quick run
+SOME = 3  # effects of each and fate in a quick run
+AGAIN = 3  # one of so many that were undone is done again
 
 
 @pytest.mark.parametrize("fate", Fate, ids=lambda fate: fate.name.lower())
@@ -40,6 +42,27 @@ def test_every_effect(name: str, fate: Fate, place: Path, crash_points: CrashPoi
     crash_points(f"every step, {name}, {fate.name.lower()}", total)
 
 
+def test_a_file_that_the_domain_was_given_meanwhile_stays(place: Path) -> None:
+    """The process died before its commit; nobody ran recovery before using what it left."""
+    made = make_mirroring("files", place)
+    doom = Doom()
+    with made.world(DyingFiles(doom), DyingQemu(doom)) as world:
+        made.take(world)
+    commit = next(at for at, call in reversed([*enumerate(doom.trace, 1)]) if "append" in call)
+    made.fresh()
+    assert isinstance(run_into(made, Doom(fate=Fate.DIE, at=commit)), DeadError)
+    xml = made.folder / "vm.xml"
+    used = made.folder / "old/vda.migrate"
+    was = str(used.with_name("vda"))
+    text = re.sub(f"(['\"]){re.escape(was)}\\1", rf"\g<1>{used}\g<1>", xml.read_text())
+    xml.write_text(text)
+    assert str(used) in text
+    made.recover()
+    assert used.exists()
+    assert not (made.folder / "new/vda.new").exists()
+    assert xml.read_text() == text
+
+
 def _strike(made: Mirroring, fate: Fate, points: range) -> dict[Outcome, int]:
     seen: dict[Outcome, int] = dict.fromkeys(Outcome, 0)
     for at in points:
@@ -58,7 +81,7 @@ def _strike(made: Mirroring, fate: Fate, points: range) -> dict[Outcome, int]:
         elif isinstance(ended, ImgtoolError) and not isinstance(ended, PendingError):
             assert outcome is Outcome.OLD, struck
         seen[outcome] += 1
-        if outcome is Outcome.OLD and fate is Fate.DIE:
+        if outcome is Outcome.OLD and fate is Fate.DIE and at % AGAIN == 0:
             with made.world() as world:
                 made.take(world)
             assert made.outcome() is Outcome.NEW, f"again after {struck}"

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from imgtool import api
-from imgtool.cli.main import main
 from imgtool.model.errors import (
     BadRequestError,
     ChainError,
@@ -25,10 +24,10 @@ from imgtool.model.errors import (
 from imgtool.model.image import Format, Qcow2Features
 from imgtool.model.snapshot import SnapshotDisk
 from imgtool.testing import MIB, MadeDomain, make_image, write_pattern
-from tests.crash.command import assert_refused, imgtool
 from tests.crash.scenario import digest
 
 from .asking import E, chain, disk, domain, info, qemu_img
+from .mirrored import typed
 
 SIZE = 3 * MIB
 STRANGE = [
@@ -242,39 +241,46 @@ def test_two_disks_whose_layers_would_get_one_name(tmp_path: Path) -> None:
     assert str(tmp_path / "there" / "disk") in error.message
 
 
-def test_the_command(made: MadeDomain, old: Path, tmp_path: Path) -> None:
+def test_the_command(
+    made: MadeDomain, old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     spec = f"vda,file={old.with_name('f')},mirror={tmp_path / 'path2/to/m'}"
     before = digest(tmp_path)
-    planned = imgtool("-c", made.uri, "--dry-run", "mirror-create", "vm", spec)
+    planned = typed(capsys, "-c", made.uri, "--dry-run", "mirror-create", "vm", spec)
     assert planned.returncode == 0, planned.stderr
     assert "create" in planned.stdout
     assert "pivot" not in planned.stdout
     assert digest(tmp_path) == before
-    done = imgtool("-c", made.uri, "--json", "mirror-create", "vm", "--diskspec", spec)
+    done = typed(capsys, "-c", made.uri, "--json", "mirror-create", "vm", "--diskspec", spec)
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert [each["backing"] for each in facts["files"]] == ["old.qcow2", "old.qcow2"]
-    assert_refused(imgtool("-c", made.uri, "mirror-create", "vm", spec), 2)
+    assert typed(capsys, "-c", made.uri, "mirror-create", "vm", spec).returncode == 2
 
 
 def test_overlay_create_as_it_is_typed(
-    old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    old: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     top = tmp_path / "top"
     before = digest(tmp_path)
     words = ["overlay-create", str(old), str(top)]
-    assert_refused(imgtool(*words), 2)  # without its format
-    assert_refused(imgtool(*words, "--format", "iso"), 2)
-    assert imgtool("--dry-run", *words, "--format", "qcow2").returncode == 0
+    assert typed(capsys, *words).returncode == 2  # without its format
+    assert typed(capsys, *words, "--format", "iso").returncode == 2
+    assert typed(capsys, "--dry-run", *words, "--format", "qcow2").returncode == 0
     assert digest(tmp_path) == before
-    done = imgtool("--json", *words, "--format", "qcow2")
+    done = typed(capsys, "--json", *words, "--format", "qcow2")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["backing"] == str(old)
     assert chain(top)[0] == str(top)
     assert info(top)["cluster-size"] == 131072
-    assert_refused(imgtool(*words, "--format", "qcow2"), 2)  # it is there
-    assert_refused(imgtool("overlay-create", str(old), "/nowhere/x", "--format", "qcow2"), 2)
+    assert typed(capsys, *words, "--format", "qcow2").returncode == 2  # it is there
+    assert (
+        typed(capsys, "overlay-create", str(old), "/nowhere/x", "--format", "qcow2").returncode == 2
+    )
     monkeypatch.chdir(tmp_path)
     words = ["-q", "overlay-create", "path1/to/old.qcow2", "r", "--format", "qcow2", "--relative"]
-    assert main(words) == 0
+    assert typed(capsys, *words).returncode == 0
     assert info(tmp_path / "r")["backing-filename"] == "path1/to/old.qcow2"

@@ -15,7 +15,7 @@ from imgtool.xml.printxml import checked, from_arguments
 plain = st.text(
     st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), min_size=1, max_size=12
 )
-keys = ["snapshot", "driver", "stype", "file"]
+keys = ["snapshot", "driver", "stype", "file", "mirror"]
 
 
 def quoted(text: str) -> str:
@@ -31,6 +31,7 @@ def quoted(text: str) -> str:
             "driver": plain,
             "stype": st.sampled_from(["file", "block"]),
             "file": plain,
+            "mirror": plain,
         },
     ),
     order=st.permutations(keys),
@@ -146,3 +147,18 @@ def test_what_the_xml_of_a_request_may_not_hold(
 ) -> None:
     with pytest.raises(kind, match=message):
         checked(from_arguments(name="n", diskspecs=[disk]))
+
+
+def test_a_mirror_means_an_external_snapshot() -> None:
+    disk = parse_diskspec("vda,mirror=/there/a,,b")
+    assert (disk.mode, disk.source, disk.mirror) == (SnapshotMode.EXTERNAL, "", "/there/a,b")
+
+
+def test_a_mirror_reads_back_from_the_xml_of_it() -> None:
+    request = from_arguments(diskspecs=["vda,file=/a&b,mirror=/c'<d", "vdb"])
+    assert [disk.mirror for disk in checked(request).disks] == ["/c'<d", ""]
+
+
+def test_a_mirror_that_is_relative_is_refused() -> None:
+    with pytest.raises(XmlError, match="must be absolute"):
+        checked(from_arguments(diskspecs=["vda,mirror=there"]))
