@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from imgtool.api.checks import Checkup, RepairOptions, RepairResult, check, repair
     from imgtool.api.delete import DeleteOptions, DeleteResult, delete_snapshot
     from imgtool.api.domains import chains, define, set_current_snapshot, snapshots, undefine
+    from imgtool.api.migration import MigrateOptions, MigrateResult, migrate
     from imgtool.api.mirror_end import MirrorEndOptions, MirrorEndResult, end_mirror
     from imgtool.api.mirrors import (
         MirrorFilesResult,
@@ -75,6 +76,8 @@ _HOMES = {
     "MirrorFilesResult": "mirrors",
     "OverlayOptions": "mirrors",
     "OverlayResult": "mirrors",
+    "MigrateOptions": "migration",
+    "MigrateResult": "migration",
     "PullOptions": "blockjobs",
     "RebaseOptions": "blockjobs",
     "RepairOptions": "checks",
@@ -101,6 +104,7 @@ _HOMES = {
     "delete_snapshot": "delete",
     "end_mirror": "mirror_end",
     "locate": "world",
+    "migrate": "migration",
     "open_world": "world",
     "pending": "recovery",
     "rebase": "blockjobs",
@@ -130,6 +134,8 @@ __all__ = [
     "DiskResult",
     "Ending",
     "JobResult",
+    "MigrateOptions",
+    "MigrateResult",
     "MirrorEndOptions",
     "MirrorEndResult",
     "MirrorFilesResult",
@@ -161,6 +167,7 @@ __all__ = [
     "delete_snapshot",
     "end_mirror",
     "locate",
+    "migrate",
     "open_world",
     "pending",
     "rebase",

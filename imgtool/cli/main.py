@@ -50,6 +50,7 @@ COMMANDS = {
     "mirror-create": ("mirrors", "prepare overlays for mirroring; the domain may run"),
     "overlay-create": ("mirrors", "make an overlay of one image, without a domain"),
     "chain-copy": ("chaincopy", "copy the layers below the active ones to another folder"),
+    "migrate": ("storage", "move a domain's disks, with their snapshots, to another folder"),
     "recover": ("recover", "end what a crash has left open"),
 }
 REMEDIES = {

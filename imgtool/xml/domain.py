@@ -19,24 +19,26 @@ STATE = f"{{{NAMESPACE}}}state"
 _NO_UUID = uuid.UUID("0a8cbcf4-7f1c-5f6e-9c39-3c5f6d1f7b11")  # namespace of names without UUID
 
 
-def parse_domain(xml: bytes, *, where: str = "domain") -> Domain:
-    """Read a `<domain>`. One without `<uuid>` gets a UUID that depends on its name only.
+def parse_domain(xml: bytes, *, where: str = "domain", root: str = "domain") -> Domain:
+    """Read a `<domain>`, or what `root` calls one.
+
+    One without `<uuid>` gets a UUID that depends on its name only.
 
     Raises XmlError: no name, a disk without target, two disks with one target.
     """
-    root = safe.parse(xml, root="domain", where=where)
-    name = root.findtext("name") or ""
+    document = safe.parse(xml, root=root, where=where)
+    name = document.findtext("name") or ""
     if not name:
         raise XmlError(f"{where}: the domain has no <name>", remedy="add one")
-    disks = tuple(_disk(element, where) for element in root.iterfind("devices/disk"))
+    disks = tuple(_disk(element, where) for element in document.iterfind("devices/disk"))
     targets = [disk.target for disk in disks]
     for target in targets:
         if targets.count(target) > 1:
             raise XmlError(f"{where}: two disks are called {target!r}", remedy="rename one")
-    state = root.find(f"metadata/{STATE}")
+    state = document.find(f"metadata/{STATE}")
     return Domain(
         name=name,
-        uuid=_uuid(root.findtext("uuid"), name, where),
+        uuid=_uuid(document.findtext("uuid"), name, where),
         disks=disks,
         transaction="" if state is None else state.get("transaction", ""),
     )

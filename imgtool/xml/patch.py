@@ -38,9 +38,11 @@ def pivot(xml: bytes, *, moves: Sequence[Move], txid: str, where: str = "domain"
     return document.apply([*edits, *_moves(document, moves)])
 
 
-def repoint(xml: bytes, *, moves: Sequence[Move], where: str = "domain") -> bytes:
+def repoint(
+    xml: bytes, *, moves: Sequence[Move], where: str = "domain", root: str = "domain"
+) -> bytes:
     """Point each moved disk to its new image, and change nothing else. Raises as `pivot` does."""
-    document = Document(xml, root="domain", where=where)
+    document = Document(xml, root=root, where=where)
     return document.apply(_moves(document, moves))
 
 
