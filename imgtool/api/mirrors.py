@@ -16,6 +16,7 @@ from imgtool.model.errors import (
     BadRequestError,
     ExistsError,
     NotFoundError,
+    QemuImgError,
     UnsupportedError,
 )
 from imgtool.model.image import Chain, Format, Qcow2Features
@@ -144,8 +145,9 @@ def create_overlay(
 ) -> OverlayResult:
     """Make an empty overlay of one image, with its size, features, owner, mode and labels.
 
-    Nothing that exists is replaced. A crash leaves nothing, a hidden file that `gc` removes, or
-    the whole overlay. Raises ChainError, UnsupportedError, ExistsError, BadRequestError.
+    Nothing that exists is replaced. A crash leaves nothing, a hidden file beside it (which `gc`
+    removes where it looks), or the whole overlay. Raises ChainError, UnsupportedError,
+    ExistsError, BadRequestError.
     """
     overlay = overlay.absolute()
     disk = Disk(target=overlay.name, source=base.absolute(), format=options.format)
@@ -167,7 +169,11 @@ def create_overlay(
     )
     if not options.dry_run:
         with world.interrupt.deferred(world.qemu.cancel):
-            _make(step, world)
+            try:
+                _make(step, world)
+            except QemuImgError:
+                world.interrupt.check()  # it was cancelled: that is what has gone wrong
+                raise
     return OverlayResult(
         overlay=overlay,
         backing=step.backing,

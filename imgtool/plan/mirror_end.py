@@ -216,6 +216,13 @@ def _left(sides: Sequence[Sides]) -> Iterator[str]:
     for each in sides:
         top = each.source.active
         yield f"{each.target}: the old place stays as it is: {top.spelled} and what is below it"
+        files = {image.identity.file for image in each.source.images}
+        shared = [image for image in each.mirror.images if image.identity.file in files]
+        if shared:
+            yield (
+                f"{each.target}: {shared[-1].spelled} and what is below it is used by both places: "
+                "it was not copied"
+            )
         lost = [name for name in top.bitmaps if name not in each.mirror.active.bitmaps]
         if lost:
             yield f"{each.target}: bitmaps of {top.spelled} stay there: {', '.join(lost)}"

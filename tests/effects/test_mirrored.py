@@ -278,6 +278,12 @@ def test_what_is_refused_while_it_is_mirrored(move: Move) -> None:
             "pull": lambda: api.block_pull(world, "vm", ["vda"], api.PullOptions()),
             "resize": lambda: api.resize(world, "vm", "vda", api.ResizeOptions(size=2 * SIZE)),
             "rebase": lambda: api.rebase(world, "vm", "vda", api.RebaseOptions(relative=False)),
+            "copy": lambda: api.block_copy(
+                world,
+                "vm",
+                [api.CopyTarget(disk="vda", dest=str(move.root / "copy"))],
+                api.CopyOptions(),
+            ),
             "current": lambda: api.set_current_snapshot(world, "vm", "s0"),
         }
         for what, act in acts.items():
