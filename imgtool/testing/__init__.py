@@ -18,6 +18,7 @@ from imgtool.testing.images import (
     read_pattern,
     write_pattern,
 )
+from imgtool.testing.memory import Memory
 from imgtool.testing.state import (
     DiskState,
     Entry,
@@ -37,6 +38,7 @@ __all__ = [
     "Entry",
     "Layer",
     "MadeDomain",
+    "Memory",
     "Outcome",
     "Record",
     "State",

@@ -8,7 +8,7 @@ import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from imgtool.model.image import Format, Image
 from imgtool.stores.base import DomainStore
 from imgtool.stores.open import open_store
 from imgtool.testing.images import guest_bytes_digest
+from imgtool.testing.memory import Memory
 from imgtool.testing.state import (
     DiskState,
     Entry,
@@ -42,23 +43,29 @@ class Outcome(StrEnum):
 
 
 def capture(
-    store: DomainStore | str, domain: str, roots: Iterable[Path], *, ignore: Iterable[Path] = ()
+    store: DomainStore | str,
+    domain: str,
+    roots: Iterable[Path],
+    *,
+    ignore: Iterable[Path] = (),
+    memory: Memory | None = None,
 ) -> State:
     """All that can be seen of a domain, and of every file and folder below `roots`.
 
     `store` may be a URI. `ignore` are paths below `roots` that are left out, with all they hold.
     A chain that cannot be read is part of the state; a store or a domain that cannot, raises.
-    Runs qemu-img for each layer and each internal snapshot, so keep images small.
+    Runs qemu-img for each layer and each internal snapshot, so keep images small; but for those
+    that `memory` knows.
     """
     if isinstance(store, str):
         opened = open_store(store)
         try:
-            return capture(opened, domain, roots, ignore=ignore)
+            return capture(opened, domain, roots, ignore=ignore, memory=memory)
         finally:
             opened.close()
     head = store.head(domain)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        disks = tuple(pool.map(_disk, head.domain.disks))
+        disks = tuple(pool.map(lambda disk: _disk(disk, memory), head.domain.disks))
     covered = {layer.path for disk in disks for layer in disk.layers}
     hidden = frozenset(map(str, ignore))
     return State(
@@ -133,16 +140,18 @@ def _record(xml: bytes) -> Record:
     )
 
 
-def _disk(disk: Disk) -> DiskState:
+def _disk(disk: Disk, memory: Memory | None) -> DiskState:
     found = [] if disk.source is None else list(_chain(disk.source, disk.format_name))[::-1]
+    images = [item for item in found if isinstance(item, Image)]
     # QEMU does not notice that a chain is a loop: nothing is run on one that cannot be read.
-    readable = not any(isinstance(item, Layer) for item in found)
+    reader = _Reader(memory=memory, readable=images == found)
     return DiskState(
         target=disk.target,
         source=None if disk.source is None else str(disk.source),
         format=disk.format_name,
         layers=tuple(
-            item if isinstance(item, Layer) else _layer(item, readable=readable) for item in found
+            item if isinstance(item, Layer) else reader.layer(images[: images.index(item) + 1])
+            for item in found
         ),
     )
 
@@ -177,44 +186,58 @@ def _image(path: Path, fmt: Format) -> Image:
     return parse_info(PlainQemuImg().info_json(path, fmt), path, read_inode(path))
 
 
-def _layer(image: Image, *, readable: bool) -> Layer:
-    return Layer(
-        path=str(image.path),
-        format=image.format,
-        virtual_size=image.virtual_size,
-        backing=image.backing,
-        backing_format=image.backing_format,
-        features=image.features,
-        tags=tuple(
-            Tag(id=one.id, tag=one.tag, guest=_guest(image, readable, one.id))
-            for one in image.snapshots
-        ),
-        bitmaps=image.bitmaps,
-        corrupt=image.corrupt,
-        dirty=image.dirty,
-        check=_check(image, readable),
-        guest=_guest(image, readable),
-    )
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Looks at images of one chain; a chain is given base first, up to the image."""
+
+    memory: Memory | None
+    readable: bool
+
+    def layer(self, chain: Sequence[Image]) -> Layer:
+        image = chain[-1]
+        return Layer(
+            path=str(image.path),
+            format=image.format,
+            virtual_size=image.virtual_size,
+            backing=image.backing,
+            backing_format=image.backing_format,
+            features=image.features,
+            tags=tuple(
+                Tag(id=one.id, tag=one.tag, guest=self._guest(chain, one.id))
+                for one in image.snapshots
+            ),
+            bitmaps=image.bitmaps,
+            corrupt=image.corrupt,
+            dirty=image.dirty,
+            check="" if image.format is Format.RAW else self._check(chain),
+            guest=self._guest(chain),
+        )
+
+    def _guest(self, chain: Sequence[Image], snapshot_id: str | None = None) -> str:
+        image = chain[-1]
+        try:
+            return self._ask(
+                f"guest {snapshot_id}",
+                chain,
+                lambda: guest_bytes_digest(image.spelled, image.format, snapshot_id=snapshot_id),
+            )
+        except ImgtoolError as error:
+            return f"cannot be read: {error.message}"
+
+    def _check(self, chain: Sequence[Image]) -> str:
+        try:
+            return self._ask("check", chain, lambda: _complaints(chain[-1]))
+        except ImgtoolError as error:
+            return f"cannot be checked: {error.message}"
+
+    def _ask(self, what: str, chain: Sequence[Image], find: Callable[[], str]) -> str:
+        if not self.readable:
+            return "its chain cannot be read"
+        return find() if self.memory is None else self.memory.recall(what, chain, find)
 
 
-def _guest(image: Image, readable: bool, snapshot_id: str | None = None) -> str:
-    if not readable:
-        return "its chain cannot be read"
-    try:
-        return guest_bytes_digest(image.spelled, image.format, snapshot_id=snapshot_id)
-    except ImgtoolError as error:
-        return f"cannot be read: {error.message}"
-
-
-def _check(image: Image, readable: bool) -> str:
-    if image.format is Format.RAW:
-        return ""
-    if not readable:
-        return "its chain cannot be read"
-    try:
-        report = PlainQemuImg().check(image.path, image.format)
-    except ImgtoolError as error:
-        return f"cannot be checked: {error.message}"
+def _complaints(image: Image) -> str:
+    report = PlainQemuImg().check(image.path, image.format)
     found = {"corruptions": report.corruptions, "leaks": report.leaks, "errors": report.errors}
     return ", ".join(f"{count} {what}" for what, count in found.items() if count)
 

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from imgtool import api
@@ -16,7 +16,7 @@ from imgtool.host.files import Files
 from imgtool.host.qemu_img import QemuImg
 from imgtool.model.domain import SnapshotMode
 from imgtool.model.snapshot import SnapshotDisk, SnapshotRequest
-from imgtool.testing import Outcome, State, assert_old_or_new, capture, make_three_disks
+from imgtool.testing import Memory, Outcome, State, assert_old_or_new, capture, make_three_disks
 from imgtool.testing.images import file_digest
 
 KINDS = ("external", "internal", "mixed")
@@ -37,6 +37,7 @@ class Scenario:
     template: Path  # a copy of the folder as it was before
     before: State
     new: State  # after an undisturbed run
+    memory: Memory = field(default_factory=Memory, compare=False)
 
     @property
     def arguments(self) -> list[str]:
@@ -82,7 +83,7 @@ class Scenario:
         return assert_old_or_new(self.before, self.new, self.state())
 
     def state(self) -> State:
-        return capture(f"dir:{self.folder}", "vm", [self.folder])
+        return capture(f"dir:{self.folder}", "vm", [self.folder], memory=self.memory)
 
 
 def make_scenario(kind: str, parent: Path) -> Scenario:

@@ -24,7 +24,7 @@ from .conftest import PROPERTY, PowerCuts
 from .disk import BTRFS, EXT4, EXT4_BARE, XFS, FileSystem, scratch_folder
 from .replay import run_with_two_cuts
 from .test_imgtool_power import prove
-from .workload import Snapshotting, UnsyncedFiles, is_blocked, look, make_disks, uri
+from .workload import Snapshotting, UnsyncedFiles, is_blocked, make_disks, uri
 
 pytestmark = pytest.mark.power
 
@@ -49,12 +49,12 @@ class Branching(Snapshotting):
         make_disks(root / "all" / "vms")
         with api.open_world(uri(root)) as world:
             (_grow_heavier if self.job == PULL else grow)(world)
-        self._before = look(root)
+        self._before = self.look(root)
 
     def act(self, root: Path) -> None:
         with api.open_world(uri(root), files=self.files) as world:
             ACTS[self.job](world)
-        self._after = look(root)
+        self._after = self.look(root)
 
     def expected(self) -> State:
         assert self._after is not None, "nothing has been done"

@@ -18,7 +18,7 @@ from .conftest import PowerCuts
 from .disk import BTRFS, EXT4, EXT4_BARE, XFS, FileSystem
 from .test_branches_power import Branching
 from .test_imgtool_power import prove
-from .workload import UnsyncedFiles, look, uri
+from .workload import UnsyncedFiles, uri
 
 pytestmark = pytest.mark.power
 
@@ -34,12 +34,12 @@ class Jobbing(Branching):
         folder = root / "all" / "vms"
         folder.mkdir(parents=True)
         make_chains(folder)
-        self._before = look(root)
+        self._before = self.look(root)
 
     def act(self, root: Path) -> None:
         with api.open_world(uri(root), files=self.files) as world:
             JOBS[self.job](world)
-        self._after = look(root)
+        self._after = self.look(root)
 
     def compared(self, now: State) -> Outcome:
         seen = sight(now)

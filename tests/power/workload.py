@@ -21,6 +21,7 @@ from imgtool.testing import (
     AfterSnapshot,
     Layer,
     MadeDomain,
+    Memory,
     Outcome,
     State,
     assert_old_or_new,
@@ -62,6 +63,7 @@ class Snapshotting:
         self.promised = Outcome.NEW  # what `act` has said, or its recovery
         self.outcomes: dict[Outcome, int] = dict.fromkeys(Outcome, 0)
         self._before: State | None = None
+        self._memory = Memory()
         self._known: dict[str, Outcome | str] = {}  # by fingerprint: what the checker said
 
     @property
@@ -75,7 +77,7 @@ class Snapshotting:
         make_disks(root / "all" / "vms")
         if self.earlier:
             self.take(root, BEFORE, KINDS["mixed"], Files())
-        self._before = look(root)
+        self._before = self.look(root)
 
     def act(self, root: Path) -> None:
         """Take the snapshot."""
@@ -142,6 +144,10 @@ class Snapshotting:
         """What a VM that is started before recovery would find wrong."""
         return _spoilt(self.before, now)
 
+    def look(self, root: Path) -> State:
+        """All that can be seen of the domain, and of every file."""
+        return capture(uri(root), "vm", [root / "all"], memory=self._memory)
+
     def seems(self, root: Path) -> Outcome:
         """Which one it is by the one thing that decides: the id in the domain XML."""
         with api.open_world(uri(root)) as world:
@@ -165,7 +171,7 @@ class Snapshotting:
         key = _fingerprint(root / "all")
         if key not in self._known:
             try:
-                self._known[key] = self.compared(look(root))
+                self._known[key] = self.compared(self.look(root))
             except AssertionError as error:
                 self._known[key] = str(error)
         return self._known[key]
@@ -174,7 +180,7 @@ class Snapshotting:
         """What a VM that is started before recovery would see: an image is blocked, or whole."""
         key = "images " + _fingerprint(root / "all" / "vms", hidden=False)
         if key not in self._known:
-            self._known[key] = "; ".join(self.spoilt(look(root)))
+            self._known[key] = "; ".join(self.spoilt(self.look(root)))
         return self._known[key]
 
     def _state_dir(self, root: Path) -> Path | None:
@@ -245,11 +251,6 @@ def make_disks(folder: Path) -> MadeDomain:
 def uri(root: Path) -> str:
     """The store of a power test."""
     return f"dir:{root / 'all' / 'vms'}"
-
-
-def look(root: Path) -> State:
-    """All that can be seen of the domain, and of every file."""
-    return capture(uri(root), "vm", [root / "all"])
 
 
 def _spoilt(before: State, now: State) -> list[str]:

@@ -29,6 +29,7 @@ from imgtool.testing import (
     MIB,
     AfterSnapshot,
     MadeDomain,
+    Memory,
     Outcome,
     State,
     assert_old_or_new,
@@ -80,6 +81,7 @@ class World:
 
     made: MadeDomain
     store: DirectoryStore
+    memory: Memory = dataclasses.field(default_factory=Memory)
 
     @property
     def folder(self) -> Path:
@@ -89,7 +91,8 @@ class World:
         return self.made.image(target)
 
     def capture(self) -> State:
-        return capture(self.store, "vm", [self.folder])
+        """With a memory: what changes is noticed all the same."""
+        return capture(self.store, "vm", [self.folder], memory=self.memory)
 
     def edit(self, old: str, new: str) -> None:
         text = self.made.xml.read_text()
