@@ -148,14 +148,19 @@ class Optimist(Files):
         return 1 << 60
 
 
+@pytest.mark.parametrize(
+    "stride", [2, pytest.param(1, marks=pytest.mark.long)], ids=["some", "all"]
+)
 @pytest.mark.parametrize("kind", KINDS)
-def test_so_many_bytes_are_left(kind: str, place: Path, crash_points: CrashPoints) -> None:
+def test_so_many_bytes_are_left(
+    kind: str, stride: int, place: Path, crash_points: CrashPoints
+) -> None:
     """It runs out in the middle of qemu-img and of our own writes, not only between them."""
     with small_disk("tmpfs", place) as folder:
         scenario = make_second(kind, folder)
         amounts = [*range(0, 8 * 4096, 4096), *range(64 << 10, 3 * MIB, 256 << 10), 8 * MIB]
         seen = []
-        for leave in amounts:
+        for leave in amounts[::stride]:
             empty(folder)
             scenario.fresh()
             fill(folder, leave=leave)
@@ -171,7 +176,7 @@ def test_so_many_bytes_are_left(kind: str, place: Path, crash_points: CrashPoint
             seen.append(outcome)
     assert seen == sorted(seen, reverse=True), "more room is never worse"
     assert set(seen) == set(Outcome)
-    crash_points(f"bytes left, {kind}", len(amounts))
+    crash_points(f"bytes left, {kind}", len(seen))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -26,7 +26,7 @@ from tests.effects.breaking import (
 )
 
 CONSENT = api.RepairOptions(drop_orphan_tags=True, adopt=True)
-STRIDE = 13  # of all calls, each fate beginning at another
+STRIDES = [29, pytest.param(13, marks=pytest.mark.long)]  # each fate begins at another call
 
 
 def broken(folder: Path) -> MadeDomain:
@@ -48,9 +48,10 @@ def repair(made: MadeDomain, doom: Doom) -> None:
         api.repair(replace(world, qemu=DyingQemu(doom)), "vm", CONSENT)
 
 
+@pytest.mark.parametrize("stride", STRIDES)
 @pytest.mark.parametrize("fate", Fate, ids=lambda fate: fate.name.lower())
-def test_old_or_mended_after_every_effect(
-    fate: Fate, place: Path, crash_points: CrashPoints
+def test_old_or_mended_after_effects(
+    fate: Fate, stride: int, place: Path, crash_points: CrashPoints
 ) -> None:
     folder, template = place / "store", place / "template"
     folder.mkdir()
@@ -64,7 +65,7 @@ def test_old_or_mended_after_every_effect(
     # A look at an image that fails is a finding, so what is known after it is another plan.
     begun = next(at for at, call in enumerate(doom.trace, start=1) if call.startswith("append("))
     seen = dict.fromkeys(Outcome, 0)
-    for at in range(begun + list(Fate).index(fate), total + 1, STRIDE):
+    for at in range(begun + list(Fate).index(fate), total + 1, stride):
         shutil.rmtree(folder)
         shutil.copytree(template, folder, symlinks=True)
         _die(made, Doom(fate=fate, at=at))
