@@ -94,11 +94,13 @@ def block_copy(
     with working_on(world, domain, jobs=True) as room:
         head = _head(world, domain)
         job = _make_ready(world, head, _requests(head, disks, options), room)
+        world.interrupt.outcome = "the copy job is ready, and stays so"
         if options.pivot:
             pivot(job, _planned_pivot(world, head, job), head, room, world)
             return _result(job, Ending.PIVOTED)
         if options.finish:
             room.jobs.drop(job)
+            world.interrupt.outcome = "came too late: the copy is finished"
         return _result(job, Ending.FINISHED if options.finish else Ending.READY)
 
 
@@ -113,7 +115,6 @@ def block_job(world: World, domain: str, disk: str) -> CopyResult:
 
 def block_job_abort(world: World, domain: str, disk: str, *, dry_run: bool = False) -> CopyResult:
     """End the job of a disk: from copying, nothing is left of it; from ready, the copies stay."""
-
     if dry_run:
         head = world.store.head(domain)
         return _result(_need(jobs.open_jobs(world, head.domain.uuid), head, disk), Ending.PLANNED)

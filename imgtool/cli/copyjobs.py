@@ -126,9 +126,15 @@ def _job(parser: Parser, argv: list[str], context: Context) -> int:
     done = {
         "pivoted": "Successfully pivoted",
         "finished": "Job ended: the copy is kept",
-        "aborted": "Job aborted: nothing of the copy is left",
+        "aborted": _aborted(result),
     }
     return context.answer(facts, lambda: done[result.ending])
+
+
+def _aborted(result: CopyResult) -> str:
+    kept = [disk for disk in (result.job.disks if result.job else ()) if disk.reuse]
+    lines = [f"{disk.target}: {disk.dest} holds a part of the copy, or none" for disk in kept]
+    return "\n".join(["Job aborted", *lines] if kept else ["Job aborted: no copy is left"])
 
 
 def _facts(result: CopyResult) -> dict[str, Any]:

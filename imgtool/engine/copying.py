@@ -15,7 +15,7 @@ from imgtool.engine.world import World, failed, naming
 from imgtool.host.headers import read_image
 from imgtool.host.locks import PinnedImages, check_unchanged
 from imgtool.model.domain import Disk
-from imgtool.model.errors import FailedError, ImgtoolError, NotDurableError, PendingError
+from imgtool.model.errors import FailedError, NotDurableError
 from imgtool.model.image import Format
 from imgtool.model.job import CopyJob, DiskCopy, Layer, Phase
 from imgtool.model.plan import Node, Pin, Space
@@ -52,14 +52,8 @@ def make_ready(
 
 def _give_up(job: CopyJob, room: Room, world: World) -> None:
     """With what the file says was published."""
-    try:
-        known = [each for each in room.jobs.read() if each.id == job.id]
-        discard(replace(known[0] if known else job, phase=Phase.COPYING), room, world)
-    except (OSError, ImgtoolError) as error:
-        raise PendingError(
-            f"a copy job is left open ({room.jobs.path}): {error}",
-            remedy=f"mend the cause, then: imgtool blockjob {job.domain} {job.targets[0]} --abort",
-        ) from error
+    known = [each for each in room.jobs.read() if each.id == job.id]
+    discard(replace(known[0] if known else job, phase=Phase.COPYING), room, world)
 
 
 def _copied(job: CopyJob, pins: Sequence[Pin], room: Room, world: World) -> CopyJob:

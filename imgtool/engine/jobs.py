@@ -10,7 +10,7 @@ from imgtool.engine.jobfile import JobFile
 from imgtool.engine.room import Room, uuids
 from imgtool.engine.world import World, naming
 from imgtool.model.domain import Head
-from imgtool.model.errors import NotFoundError, RefusedError
+from imgtool.model.errors import FailedError, NotFoundError, PendingError, RefusedError
 from imgtool.model.job import CopyJob, DiskCopy, Phase
 
 
@@ -75,17 +75,28 @@ def discard(job: CopyJob, room: Room, world: World) -> None:
     """End a job that is worth nothing, with all that it has made; the record goes last.
 
     Idempotent, and safe to kill: another call goes on. A destination that somebody else has made,
-    or has used since, stays.
+    or has used since, stays. Raises PendingError if it could not be ended.
     """
-    with world.interrupt.deferred(lambda: None), world.interrupt.shielded():
-        if any(each.id == job.id and each.phase is Phase.READY for each in room.jobs.read()):
-            room.jobs.put(job)  # or a crash would leave a job that calls a removed copy whole
-        for disk in job.disks:
-            if not disk.reuse and os.path.lexists(disk.dest) and is_ours(disk, world):
-                with naming(disk.target, disk.dest):
-                    world.files.unlink(disk.dest)
-        drop_staged(job, world)
-        room.jobs.drop(job)
+    try:
+        with world.interrupt.deferred(lambda: None), world.interrupt.shielded():
+            if any(each.id == job.id and each.phase is Phase.READY for each in room.jobs.read()):
+                room.jobs.put(job)  # or a crash would leave a job that calls a removed copy whole
+            for disk in job.disks:
+                if not disk.reuse and os.path.lexists(disk.dest) and is_ours(disk, world):
+                    with naming(disk.target, disk.dest):
+                        world.files.unlink(disk.dest)
+            drop_staged(job, world)
+            room.jobs.drop(job)
+    except (OSError, FailedError, PendingError) as error:
+        raise PendingError(
+            f"a copy job is left open ({room.jobs.path}): {error}",
+            remedy=f"mend the cause, then: {command_for(job)} --abort",
+        ) from error
+
+
+def command_for(job: CopyJob) -> str:
+    """How to ask imgtool about a job."""
+    return f"imgtool -c {job.store} blockjob {job.domain} {job.targets[0]}"
 
 
 def is_ours(disk: DiskCopy, world: World) -> bool:
@@ -122,7 +133,7 @@ def require_free(job: CopyJob, targets: Iterable[str]) -> None:
     taken = [target for target in targets if target in job.targets]
     if not taken:
         return
-    command = f"imgtool -c {job.store} blockjob {job.domain} {taken[0]}"
+    command = command_for(job)
     way = f"{command} --pivot, or {command} --abort"
     if job.phase is Phase.COPYING:
         way = f"run the same blockcopy again, or {command} --abort"

@@ -31,13 +31,41 @@ def test_some_effects(kind: str, place: Path, crash_points: CrashPoints) -> None
 @pytest.mark.parametrize(
     ("kind", "fate"),
     [
-        *((kind, fate) for kind in ("copy", "pivot") for fate in Fate),
-        *((kind, fate) for kind in ("reuse", "abort") for fate in (Fate.DIE, Fate.FAIL_BEFORE)),
+        ("copy", Fate.DIE),
+        ("copy", Fate.FAIL_BEFORE),
+        ("reuse", Fate.DIE),
+        ("pivot", Fate.DIE),
+        ("pivot", Fate.FAIL_BEFORE),
+        ("abort", Fate.FAIL_BEFORE),
     ],
 )
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_every_effect(kind: str, fate: Fate, place: Path, crash_points: CrashPoints) -> None:
+    _strike_all(kind, fate, place, crash_points)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fate"),
+    [
+        ("copy", Fate.FAIL_AFTER),
+        ("reuse", Fate.FAIL_BEFORE),
+        ("reuse", Fate.FAIL_AFTER),
+        ("anew", Fate.DIE),
+        ("anew", Fate.FAIL_BEFORE),
+        ("anew", Fate.FAIL_AFTER),
+        ("pivot", Fate.FAIL_AFTER),
+        ("abort", Fate.DIE),
+        ("abort", Fate.FAIL_AFTER),
+    ],
+)
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_every_other_effect(kind: str, fate: Fate, place: Path, crash_points: CrashPoints) -> None:
+    _strike_all(kind, fate, place, crash_points)
+
+
+def _strike_all(kind: str, fate: Fate, place: Path, crash_points: CrashPoints) -> None:
     copying = make_copying(kind, place)
     total = calls(copying)
     seen = _strike(copying, fate, range(1, total + 1))
