@@ -134,15 +134,3 @@ def _settle(world: World, uuid: str) -> None:
     """What has no journal, such as `define`, may have died in an atomic write of the store's."""
     with suppress(NotFoundError):
         world.store.settle(world.store.head(uuid).domain.name)
-
-
-def require_nothing_pending(recovery: Recovery) -> None:
-    """Raises PendingError, or the one problem there was, if anything was left open."""
-    if recovery.problems:
-        raise recovery.problems[0]
-    if recovery.pending:
-        plan = recovery.pending[0].plan
-        raise PendingError(
-            f"a transaction of {plan.store} is pending: {plan.summary}",
-            remedy=f"imgtool -c {plan.store} recover {plan.domain}",
-        )

@@ -133,7 +133,7 @@ def block(change: ChangeInPlace, files: Files) -> None:
     with opened(files, change.image) as image:
         if _identity(image, change) != change.identity:
             raise _changed(change)
-        _set_bit(image, files)
+        mark(image, files)
 
 
 def require_ours(image: int, change: ChangeInPlace) -> None:
@@ -153,7 +153,11 @@ def _changed(change: ChangeInPlace) -> ImageChangedError:
     )
 
 
-def _set_bit(image: int, files: Files) -> None:
+def mark(image: int, files: Files) -> None:
+    """Set the corrupt bit of an image of version 3, durably; every other bit stays.
+
+    Written even if it reads so already: an earlier write may have failed on its way to the disk.
+    """
     files.write_at(image, _BYTE, bytes([_feature_byte(image) | qcow2.CORRUPT]))
     files.sync(image)
 

@@ -267,24 +267,6 @@ def is_corrupt(fd: int) -> bool:
     return bool(_incompatible(fd) & CORRUPT)
 
 
-def set_corrupt(fd: int, on: bool) -> None:
-    """Set or clear the corrupt bit (incompatible feature 1); every other bit stays.
-
-    Idempotent. Not synced: that is the caller's. A crash leaves the old bit or the new one, the
-    eight bytes being in one sector. Raises ChainError: not qcow2 or version 2; OSError.
-    """
-    bits = _incompatible(fd)
-    if os.pread(fd, 4, 4) == b"\0\0\0\2":
-        raise ChainError(
-            f"{_name(fd)}: a compat=0.10 image has no corrupt bit",
-            remedy="qemu-img amend -f qcow2 -o compat=1.1 IMAGE",
-        )
-    bits = bits | CORRUPT if on else bits & ~CORRUPT
-    # Written even if it reads so already: an earlier write may have failed on its way to the disk.
-    if os.pwrite(fd, struct.pack(">Q", bits), INCOMPATIBLE_OFFSET) != 8:
-        raise OSError(f"{_name(fd)}: the header could not be written")
-
-
 def _incompatible(fd: int) -> int:
     """The feature bits; of version 2, none. The rest of the header may be half-written."""
     data = os.pread(fd, INCOMPATIBLE_OFFSET + 8, 0)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imgtool import api
-from imgtool.engine.recovery import require_nothing_pending
+from imgtool.engine.recovery import Recovery
 from imgtool.engine.world import World
 from imgtool.model.errors import ImgtoolError, PendingError
 from imgtool.testing.domains import MadeDomain
@@ -181,9 +181,16 @@ def recovery() -> Operation:
     """`imgtool recover`, which must leave nothing open."""
     return Operation(
         name="recover",
-        work=lambda world: require_nothing_pending(api.recover(world)),
+        work=lambda world: _require_nothing_pending(api.recover(world)),
         pivots=False,
     )
+
+
+def _require_nothing_pending(recovered: Recovery) -> None:
+    """Raises the problem there was, as the command line would end with it."""
+    if recovered.problems:
+        raise recovered.problems[0]
+    assert not recovered.pending, f"of another store: {recovered.pending}"
 
 
 def _tidying(doom: Doom) -> bool:

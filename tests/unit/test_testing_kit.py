@@ -18,8 +18,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from imgtool.engine import redo
 from imgtool.host.files import Files
-from imgtool.host.qcow2 import set_corrupt
 from imgtool.host.qemu_img import QemuImg
 from imgtool.model.domain import Disk
 from imgtool.model.image import Format, Qcow2Features
@@ -160,7 +160,7 @@ def replace_tag(path: Path) -> None:
 
 def corrupt(path: Path) -> None:
     with path.open("r+b") as file:
-        set_corrupt(file.fileno(), True)
+        redo.mark(file.fileno(), Files())
 
 
 def give_acl(path: Path) -> None:
