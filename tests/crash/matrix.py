@@ -40,6 +40,12 @@ def strike(scenario: Scenario, fate: Fate, points: range) -> dict[Outcome, int]:
     return seen
 
 
+def some_points(total: int, count: int, offset: int) -> range:
+    """About `count` of the effects 1 to `total`, evenly; `offset` decides where they begin."""
+    step = max(1, total // count)
+    return range(1 + offset % step, total + 1, step)
+
+
 def calls(scenario: Scenario) -> int:
     """How many effects an undisturbed run has."""
     doom = Doom()

@@ -12,7 +12,7 @@ from imgtool.testing import KIB, read_pattern
 from .branches import JOBS, make_branching, write
 from .conftest import CrashPoints
 from .dying import DeadError, Doom, DyingFiles, DyingQemu, Fate
-from .matrix import calls, run_into, strike
+from .matrix import calls, run_into, some_points, strike
 
 SOME = 8  # effects of each job and fate in a quick run
 
@@ -24,8 +24,7 @@ def test_old_or_new_after_some_effects(
 ) -> None:
     scenario = make_branching(job, place)
     total = calls(scenario)
-    step = max(1, total // SOME)
-    points = range(1 + len(job) % step, total + 1, step)
+    points = some_points(total, SOME, len(job))
     strike(scenario, fate, points)
     crash_points(f"{job}, {fate.name.lower()}", len(points))
 

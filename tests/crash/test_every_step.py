@@ -8,7 +8,7 @@ import pytest
 
 from .conftest import CrashPoints
 from .dying import Fate
-from .matrix import calls, strike
+from .matrix import calls, some_points, strike
 from .scenario import KINDS, make_scenario
 
 SOME = 12  # effects of each kind and fate in a quick run
@@ -21,8 +21,7 @@ def test_old_or_new_after_some_effects(
 ) -> None:
     scenario = make_scenario(kind, place)
     total = calls(scenario)
-    step = max(1, total // SOME)
-    points = range(1 + (len(kind) + len(fate.name)) % step, total + 1, step)
+    points = some_points(total, SOME, len(kind) + len(fate.name))
     strike(scenario, fate, points)
     crash_points(f"some steps, {kind}, {fate.name.lower()}", len(points))
 

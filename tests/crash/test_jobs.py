@@ -12,7 +12,7 @@ from imgtool.testing import Outcome
 from .conftest import CrashPoints
 from .dying import Doom, DyingFiles, DyingQemu, Fate
 from .jobs import JOBS, Job, make_job
-from .matrix import end_in
+from .matrix import end_in, some_points
 
 SOME = 5  # effects of each job and fate in a quick run
 
@@ -22,8 +22,7 @@ SOME = 5  # effects of each job and fate in a quick run
 def test_some_effects(name: str, fate: Fate, place: Path, crash_points: CrashPoints) -> None:
     job = make_job(name, place)
     total = _calls(job)
-    step = max(1, total // SOME)
-    points = range(1 + len(name) % step, total + 1, step)
+    points = some_points(total, SOME, len(name))
     _strike(job, fate, points)
     crash_points(f"{name}, {fate.name.lower()}", len(points))
 
