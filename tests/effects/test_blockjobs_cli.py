@@ -27,8 +27,6 @@ from tests.crash.scenario import digest
 from .asking import disk, domain, info, named, qemu_img
 from .jobs import Trio, trio
 
-PROMPTLY = 1.0  # seconds; a busy machine is given more below
-
 
 @pytest.mark.parametrize(
     ("words", "said"),
@@ -218,16 +216,15 @@ def test_ctrl_c_in_a_long_commit(tmp_path: Path) -> None:
     os.close(terminal)
     wait_for(lambda: three.base.stat().st_blocks > 8 << 11, "8 MiB are merged")
     process.send_signal(signal.SIGINT)
-    began = time.monotonic()
     assert process.wait(60) == 130
-    took = time.monotonic() - began
-    assert took < PROMPTLY + os.getloadavg()[0] / (os.cpu_count() or 1) / 4
+    merged = three.base.stat().st_blocks
     assert b"rolled back" in _rest(leader)
     three.assert_same()
     assert three.layers() == [three.base, three.top]
     assert not imgtool("-c", three.made.uri, "recover", "--list").stdout.count("will")
     again = imgtool(*words)
     assert again.returncode == 0, again.stderr
+    assert merged < three.base.stat().st_blocks / 2, "it did not stop at once"
     three.assert_same()
     assert three.layers() == [three.base]
 
