@@ -50,7 +50,7 @@ def make_mirroring(name: str, parent: Path) -> Mirroring:
     folder, template = parent / "store", parent / "template"
     prepare, act = MIRRORINGS[name]
     folder.mkdir()
-    _make_domain(folder)
+    make_two_places(folder)
     prepare(folder)
     shutil.copytree(folder, template, symlinks=True)
     shutil.rmtree(folder)
@@ -72,7 +72,7 @@ def make_mirroring(name: str, parent: Path) -> Mirroring:
     return made
 
 
-def _make_domain(folder: Path) -> None:
+def make_two_places(folder: Path) -> None:
     """old/vda: common <- vda; old/vdb: raw."""
     for place in ("old", "new"):
         (folder / place).mkdir()

@@ -12,7 +12,7 @@ from imgtool.testing import Outcome
 
 from .conftest import CrashPoints
 from .dying import DeadError, Doom, DyingFiles, DyingQemu, Fate
-from .matrix import calls, end_in, run_into
+from .matrix import calls, end_in, run_into, some_points
 from .mirrors import MIRRORINGS, Mirroring, make_mirroring
 
 SOME = 3  # effects of each and fate in a quick run
@@ -24,8 +24,7 @@ AGAIN = 3  # one of so many that were undone is done again
 def test_some_effects(name: str, fate: Fate, place: Path, crash_points: CrashPoints) -> None:
     made = make_mirroring(name, place)
     total = calls(made)
-    step = max(1, total // SOME)
-    points = range(1 + (len(name) + len(fate.name)) % step, total + 1, step)
+    points = some_points(total, SOME, len(name) + len(fate.name))
     _strike(made, fate, points)
     crash_points(f"{name}, {fate.name.lower()}", len(points))
 

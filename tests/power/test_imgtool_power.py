@@ -158,6 +158,7 @@ def prove(
     work: Snapshotting,
     subsets: int,
     neighbour: float | None = None,
+    flushes: int = 20,
 ) -> None:
     """No cut is bad, the syncs reach the disk, and both sides of the pivot were seen."""
     report = power(
@@ -171,7 +172,7 @@ def prove(
         neighbour=neighbour,
     )
     assert not report.bad, report.explain()
-    assert report.flushes > 20, "the syncs did not reach the disk"
+    assert report.flushes > flushes, "the syncs did not reach the disk"
     assert all(work.outcomes.values()), f"one side only: {work.outcomes}"
 
 
