@@ -38,6 +38,7 @@ class MigrateOptions:
 
     to: Path  # a folder that is there
     disks: Sequence[str] = ()  # targets, or paths of active layers; none: all that can be written
+    flatten: bool = False  # one image without a base for each disk
     delete_source: bool = False
     dry_run: bool = False
 
@@ -75,7 +76,7 @@ def _plan(
     require_stopped(head.domain.name, head.state)
     guard.require_free(world, head)
     to = _folder(options.to)
-    request = MigrateRequest(to=to, delete_source=options.delete_source)
+    request = MigrateRequest(to=to, flatten=options.flatten, delete_source=options.delete_source)
     planned = plan_migrate(request, _facts(world, head, to, options))
     for note in planned.notes:
         world.say(note)

@@ -13,6 +13,7 @@ from imgtool.model.plan import (
     CopyLayer,
     CreateOverlay,
     DropRecord,
+    FlattenImage,
     MergeBitmaps,
     MergeDown,
     Move,
@@ -62,6 +63,8 @@ def _step(step: Step) -> str:
         return f"qemu-img {commands} on {step.image}, staged in {step.redo.parent}"
     if isinstance(step, CopyImage):
         return f"copy snapshot {step.snapshot_id} of {step.base} to {step.overlay}"
+    if isinstance(step, FlattenImage):
+        return f"copy what {step.source} shows to {step.overlay}, which has no base"
     if isinstance(step, CopyLayer):
         named = f", naming {step.backing} as its base" if step.backing else ""
         return f"copy {step.source} to {step.overlay} ({step.size} bytes){named}"

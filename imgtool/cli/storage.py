@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imgtool.cli.arguments import Parser
+from imgtool.cli.arguments import Parser, exclusive
 from imgtool.cli.context import Context
 from imgtool.cli.main import parse
 from imgtool.cli.plans import plan_facts, plan_lines
@@ -20,13 +20,17 @@ def run(_command: str, parser: Parser, argv: list[str], context: Context) -> int
     add = parser.add_argument
     add("--to", metavar="DIR", required=True, help="a folder that is there")
     add("--disk", action="append", metavar="DISK", help="only this one; may be given again")
+    parser.flag("keep-chain", "copy every layer; that is what it does anyhow")
+    parser.flag("flatten", "make one image without a base of each disk")
     parser.flag("delete-source", "afterwards, remove what nobody else needs")
     options = parse(parser, argv, context)
+    exclusive(options, "flatten", "keep-chain")
     from imgtool import api
 
     wanted = api.MigrateOptions(
         to=Path(options.to),
         disks=tuple(options.disk or ()),
+        flatten=options.flatten,
         delete_source=options.delete_source,
         dry_run=context.dry_run,
     )

@@ -126,7 +126,7 @@ def _recorded(domain: str, world: World) -> set[str]:
 def _drop(drops: tuple[Drop, ...], domain: str, world: World) -> None:
     """Remove images, durably; one that is in use again, such as below a newer overlay, stays."""
     there = [drop for drop in drops if os.path.lexists(drop.path)]
-    needed = _needed(domain, world) if there else set()
+    needed = _needed(there, domain, world) if there else set()
     for drop in there:
         with naming(drop.target, drop.path):
             facts = drop.path.lstat()
@@ -144,8 +144,15 @@ def _drop(drops: tuple[Drop, ...], domain: str, world: World) -> None:
             world.files.sync_dir(folder)
 
 
-def _needed(domain: str, world: World) -> set[FileId]:
-    """The files that the domain and its snapshots lead to now."""
+def _needed(drops: list[Drop], domain: str, world: World) -> set[FileId]:
+    """The files that the domain and its snapshots lead to now, and those that others do.
+
+    Hours may have passed since the plan was made, or days, if it is recovered: somebody may have
+    built on an image meanwhile.
+    """
     head = world.store.head(domain)
     held = {each.snapshot.name: each for each in family.held(head, world)}
-    return files_of(_chains(domain, world).values()) | Lineage(current={}, held=held).needed()
+    needed = files_of(_chains(domain, world).values()) | Lineage(current={}, held=held).needed()
+    going = {world.files.identity(drop.path).file: drop.path for drop in drops}
+    strangers = family.strangers_to(head, going, world)
+    return needed | files_of(stranger.chain for stranger in strangers)

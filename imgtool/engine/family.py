@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def lineage_of(head: Head, world: World, *, losses: bool = False) -> Lineage:
     found = {each.snapshot.name: each for each in held(head, world)}
     own = Lineage(current=current, held=found)
     images = own.images()
-    strangers = (*_other_domains(head, images, world), *_strays(images, world))
+    strangers = strangers_to(head, {file: each.path for file, each in images.items()}, world)
     if not losses:
         return replace(own, strangers=strangers)
     return replace(
@@ -46,8 +46,7 @@ def lineage_of(head: Head, world: World, *, losses: bool = False) -> Lineage:
 
 def users_of(head: Head, image: Image, world: World) -> tuple[str, ...]:
     """Who but this domain and its snapshots reads an image, at any depth."""
-    images = {image.identity.file: image}
-    found = (*_other_domains(head, images, world), *_strays(images, world))
+    found = strangers_to(head, {image.identity.file: image.path}, world)
     return tuple(dict.fromkeys(stranger.who for stranger in found))
 
 
@@ -91,7 +90,12 @@ def held_by(snapshot: Snapshot, world: World) -> Held:
     return Held(snapshot=snapshot, disks=disks, chains=survey.chains_of(_images(disks), world))
 
 
-def _other_domains(head: Head, images: dict[FileId, Image], world: World) -> Iterator[Stranger]:
+def strangers_to(head: Head, images: Mapping[FileId, Path], world: World) -> tuple[Stranger, ...]:
+    """Whoever uses one of these images: other domains, and overlays that nobody records."""
+    return (*_other_domains(head, images, world), *_strays(images, world))
+
+
+def _other_domains(head: Head, images: Mapping[FileId, Path], world: World) -> Iterator[Stranger]:
     for name in world.store.domains():
         if name == head.domain.name:
             continue
@@ -108,9 +112,9 @@ def _other_domains(head: Head, images: dict[FileId, Image], world: World) -> Ite
                 yield Stranger(who=f"domain {name}", chain=chain)
 
 
-def _strays(images: dict[FileId, Image], world: World) -> Iterator[Stranger]:
+def _strays(images: Mapping[FileId, Path], world: World) -> Iterator[Stranger]:
     """Overlays in the folders of our images that build on one of them and that nobody records."""
-    for folder in {image.path.parent for image in images.values()}:
+    for folder in {path.parent for path in images.values()}:
         names = list(names_below(folder))
         for name in names[:LOOKED_AT]:
             path = folder / name
@@ -121,7 +125,7 @@ def _strays(images: dict[FileId, Image], world: World) -> Iterator[Stranger]:
                 yield Stranger(who=str(path), chain=chain)
 
 
-def _stray(path: Path, images: dict[FileId, Image], world: World) -> Chain | None:
+def _stray(path: Path, images: Mapping[FileId, Path], world: World) -> Chain | None:
     try:
         if world.files.identity(path).file in images:
             return None

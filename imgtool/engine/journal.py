@@ -28,6 +28,7 @@ from imgtool.model.plan import (
     CopyLayer,
     CreateOverlay,
     DropRecord,
+    FlattenImage,
     MergeBitmaps,
     MergeDown,
     Plan,
@@ -156,7 +157,7 @@ def decode(blob: bytes) -> Iterator[dict[str, Any]]:
         yield json.loads(body)
 
 
-_MADE = (CreateOverlay, CopyImage, CopyLayer)
+_MADE = (CreateOverlay, CopyImage, CopyLayer, FlattenImage)
 _STEPS = (*_MADE, CarryOver, ChangeInPlace, MergeDown, MergeBitmaps, PullImage, ResizeRaw)
 _RECORDS = (PutRecord, SetCurrent, ReplaceRecord, DropRecord)
 _TAGGED = {kind.__name__: kind for kind in (*_STEPS, *_RECORDS)}

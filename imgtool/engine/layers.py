@@ -14,7 +14,7 @@ from imgtool.host.comparing import first_difference
 from imgtool.host.headers import parse_info, read_image, read_inode
 from imgtool.model.errors import FailedError
 from imgtool.model.image import Format, Image
-from imgtool.model.plan import CopyLayer, Plan
+from imgtool.model.plan import CopyLayer, FlattenImage, Node, Plan
 
 SYNC_EVERY = 128 * 1024 * 1024  # bytes; the last sync cannot be interrupted, so it has to be short
 
@@ -31,11 +31,14 @@ class LayerCopies:
         self._tally = _Tally(plan, world)
         self._failed: BaseException | None = None
 
-    def make(self, step: CopyLayer) -> None:
+    def make(self, step: CopyLayer | FlattenImage) -> None:
         """Make and verify one copy. Not synced. A crash leaves a part of it."""
         with self._stopping_others(), naming(step.target, step.overlay):
             create_like(step, self._world)
-            self._copy(step)
+            if isinstance(step, CopyLayer):
+                self._copy(step)
+            else:
+                _flatten(step, self._world)
 
     @contextmanager
     def _stopping_others(self) -> Iterator[None]:
@@ -108,6 +111,29 @@ class _Tally:
                 told(sum(self._done.get(path, 0) for path in own) / size)
 
         return tell
+
+
+def _flatten(step: FlattenImage, world: World) -> None:
+    """Have qemu-img write it, then read both: it has made another image of the same data."""
+    source = Node(path=step.source, format=step.format)
+    world.qemu.convert(
+        source,
+        step.staged,
+        Format.QCOW2,
+        features=step.features,
+        bitmaps=step.bitmaps,
+        watch=world.watch(step.target, f"copying to {step.overlay.parent}", step.size),
+    )
+    made = read_image(step.staged, Format.QCOW2)
+    seen = (made.backing, made.virtual_size, made.features)
+    if seen != (None, step.virtual_size, step.features):
+        raise FailedError(f"{step.overlay}: qemu-img made something else: {made}")
+    watch = world.watch(step.target, f"comparing with {step.source.name}", step.size)
+    if not world.qemu.same_content(source, Node(path=step.staged, format=Format.QCOW2), watch):
+        raise FailedError(
+            f"{step.overlay}: does not show what {step.source} shows",
+            remedy="look at the storage: the kernel log may say more",
+        )
 
 
 def _verify_copy(step: CopyLayer, world: World) -> None:

@@ -32,6 +32,7 @@ from imgtool.model.plan import (
     CopyImage,
     CopyLayer,
     CreateOverlay,
+    FlattenImage,
     Made,
     Plan,
     PutRecord,
@@ -224,7 +225,7 @@ def _stage(plan: Plan, world: World) -> tuple[Redo, ...]:
             making.create_overlay(step, world)
         elif isinstance(step, CopyImage):
             making.copy_image(step, world)
-        elif isinstance(step, CopyLayer):
+        elif isinstance(step, CopyLayer | FlattenImage):
             copies.make(step)
         elif isinstance(step, ChangeInPlace):
             with naming(step.target, step.image):

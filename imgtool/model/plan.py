@@ -96,6 +96,29 @@ class CopyLayer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FlattenImage:
+    """Copy all that a guest reads of an image into a qcow2 without a base. Undo: unlink the copy.
+
+    The image and those below it are not written.
+    """
+
+    target: str
+    source: Path  # as QEMU has to open it, so that it finds the base
+    format: Format
+    overlay: Path  # final name of the copy
+    staged: Path  # beside it
+    virtual_size: int  # bytes
+    size: int  # bytes to copy, at most
+    features: Qcow2Features
+    bitmaps: bool  # the image has some, and the copy will, too
+
+    @property
+    def base(self) -> Path:
+        """Whose owner, mode and labels the new file gets."""
+        return self.source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MergeDown:
     """Commit the data of all layers above `layers[0]` into it (block commit).
 
@@ -187,7 +210,7 @@ class Drop:
     inode: int
 
 
-Made = CreateOverlay | CopyImage | CopyLayer
+Made = CreateOverlay | CopyImage | CopyLayer | FlattenImage
 Rewrite = MergeDown | PullImage | MergeBitmaps | ResizeRaw | CarryOver
 Step = Made | ChangeInPlace | Rewrite
 

@@ -9,13 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from imgtool.model.domain import Disk, SnapshotMode
+from imgtool.model.domain import Disk
 from imgtool.model.errors import UnsupportedError
-from imgtool.model.image import Chain
+from imgtool.model.image import Chain, Format
 from imgtool.model.plan import (
     Aftermath,
     CopyLayer,
     Drop,
+    FlattenImage,
     Made,
     Move,
     Pin,
@@ -24,10 +25,12 @@ from imgtool.model.plan import (
     Space,
 )
 from imgtool.plan.blockjob import require_whole_file
+from imgtool.plan.flatten import flat_copy, require_flat
 from imgtool.plan.lineage import FileId, Lineage
 from imgtool.plan.names import check_overlay
 from imgtool.plan.relocation import Layer, layers_of, names_for, new_backing
 from imgtool.plan.repointing import Repointed, Settled, repointed
+from imgtool.plan.sources import Kept, reason_to_keep
 from imgtool.plan.undertaking import Undertaking, require_sound
 
 
@@ -36,6 +39,7 @@ class MigrateRequest:
     """Where to, and what becomes of the sources."""
 
     to: Path  # absolute, as the XML will spell it
+    flatten: bool = False  # one image without a base for each disk
     delete_source: bool = False
 
 
@@ -65,14 +69,6 @@ class MovedDisk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
-    """A source that stays, and why."""
-
-    path: Path
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class MigratePlan:
     """The plan, and what is only known to its maker."""
 
@@ -98,11 +94,12 @@ class MigratePlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Moving:
-    """The images that go, bases first, and what becomes of each."""
+    """The images that are copied, bases first, where to, and what becomes of the sources."""
 
     layers: tuple[Layer, ...]
     settled: Mapping[FileId, Settled]
-    kept: Mapping[FileId, str]  # why the source stays; empty: it does not
+    kept: tuple[Kept, ...]
+    drops: tuple[Drop, ...]
 
 
 def plan_migrate(request: MigrateRequest, facts: MigrateFacts) -> MigratePlan:
@@ -110,12 +107,14 @@ def plan_migrate(request: MigrateRequest, facts: MigrateFacts) -> MigratePlan:
 
     Raises UnsupportedError, ChainError, ExistsError, BadRequestError.
     """
+    if request.flatten:
+        for target in facts.chains:
+            require_flat(target, facts.chains[target], facts.lineage)
     tree = layers_of(tuple(facts.chains), facts.chains, facts.lineage)
     moving = _moving(tree, request, facts)
     for target, place in _named(moving, facts):
         check_overlay(target, place)
-    steps = tuple(_copies(moving, request, facts))
-    drops = tuple(_drops(moving))
+    steps = tuple(_steps(moving, request, facts))
     snapshots, notes = _snapshots(moving, facts)
     plan = facts.plan(
         f"migration of {facts.head.domain.name} to {request.to}",
@@ -124,32 +123,50 @@ def plan_migrate(request: MigrateRequest, facts: MigrateFacts) -> MigratePlan:
             PutRecord(name=each.snapshot.name, previous=facts.records[each.snapshot.name])
             for each in snapshots
         ],
-        aftermath=Aftermath(drops=drops),
+        aftermath=Aftermath(drops=moving.drops),
     )
     return MigratePlan(
         plan=plan,
         moves=tuple(_moves(moving, facts)),
         snapshots=snapshots,
-        pins=tuple(_pins(tree, drops)),
+        pins=tuple(_pins(tree, moving.drops)),
         space=tuple(_space(moving, steps, facts)),
-        disks=tuple(_disks(moving, facts)),
-        kept=tuple(_kept(moving)),
-        notes=(*notes, *_notes(moving, request)),
+        disks=tuple(_disks(moving, steps, facts)),
+        kept=moving.kept,
+        notes=(*notes, *_notes(moving, request, facts)),
     )
 
 
-def _moving(tree: Iterable[Layer], request: MigrateRequest, facts: MigrateFacts) -> _Moving:
-    layers = tuple(_going(tree, facts))
+def _moving(tree: tuple[Layer, ...], request: MigrateRequest, facts: MigrateFacts) -> _Moving:
+    going = tuple(_going(tree, facts))
     first = frozenset(chain.active.identity.file for chain in facts.chains.values())
+    layers = tuple(each for each in going if each.file in first) if request.flatten else going
     names = names_for(layers, first, facts.taken)
+    sources = {each.file: _reason(each, request, facts) for each in going}
     return _Moving(
         layers=layers,
         settled={
-            each.file: Settled(path=request.to / names[each.file], format=each.image.format)
+            each.file: Settled(
+                path=request.to / names[each.file],
+                format=Format.QCOW2 if _flattened(each, request) else each.image.format,
+            )
             for each in layers
         },
-        kept={each.file: _reason(each, request, facts) for each in layers},
+        kept=tuple(
+            Kept(target=each.target, path=each.image.path, reason=sources[each.file])
+            for each in going
+            if sources[each.file]
+        ),
+        drops=tuple(  # overlays first: no chain in the old place is ever without its base
+            Drop(target=each.target, path=each.image.path, inode=each.image.identity.inode)
+            for each in reversed(going)
+            if not sources[each.file]
+        ),
     )
+
+
+def _flattened(layer: Layer, request: MigrateRequest) -> bool:
+    return request.flatten and layer.base is not None
 
 
 def _going(tree: Iterable[Layer], facts: MigrateFacts) -> Iterator[Layer]:
@@ -172,20 +189,24 @@ def _going(tree: Iterable[Layer], facts: MigrateFacts) -> Iterator[Layer]:
             )
 
 
-def _copies(moving: _Moving, request: MigrateRequest, facts: MigrateFacts) -> Iterator[CopyLayer]:
+def _steps(moving: _Moving, request: MigrateRequest, facts: MigrateFacts) -> Iterator[Made]:
     for number, layer in enumerate(moving.layers):
+        final = moving.settled[layer.file].path
+        staged = facts.staged(final, number)
+        if _flattened(layer, request):
+            yield flat_copy(layer, facts.chains[layer.target], final, staged)
+            continue
         backing = None
         if layer.base is not None:
             base = moving.settled.get(layer.base.identity.file)
             base_name = layer.base.path.name if base is None else base.path.name
             backing = new_backing(layer, base_name, facts.folder)
-        final = moving.settled[layer.file].path
         yield CopyLayer(
             target=layer.target,
             source=layer.image.path,
             format=layer.image.format,
             overlay=final,
-            staged=facts.staged(final, number),
+            staged=staged,
             size=layer.image.identity.size,
             backing=backing,
             compared=request.delete_source,
@@ -196,40 +217,7 @@ def _reason(layer: Layer, request: MigrateRequest, facts: MigrateFacts) -> str:
     """Why a source stays; empty: it does not."""
     if not request.delete_source:
         return "--delete-source is not given"
-    if layer.image.block_device:
-        return "it is a block device"
-    users = [*_staying(layer.file, facts), *facts.lineage.strangers_to(layer.file)]
-    return f"{', '.join(dict.fromkeys(users))} needs it" if users else ""
-
-
-def _staying(file: FileId, facts: MigrateFacts) -> Iterator[str]:
-    """Disks of the domain that do not move, and their snapshots, if they read this file."""
-
-    def read(chain: Chain) -> bool:
-        return any(image.identity.file == file for image in chain.images)
-
-    for target, chain in facts.lineage.current.items():
-        if target not in facts.chains and read(chain):
-            yield f"disk {target}"
-    for name, held in facts.lineage.held.items():
-        for target, chain in held.chains.items():
-            stays = target not in facts.chains and held.mode(target) is not SnapshotMode.NO
-            if stays and read(chain):
-                yield f"disk {target} at snapshot {name}"
-
-
-def _kept(moving: _Moving) -> Iterator[Kept]:
-    for layer in moving.layers:
-        if reason := moving.kept[layer.file]:
-            yield Kept(path=layer.image.path, reason=reason)
-
-
-def _drops(moving: _Moving) -> Iterator[Drop]:
-    """Overlays before their bases: no chain in the old place is ever without its base."""
-    for layer in reversed(moving.layers):
-        if not moving.kept[layer.file]:
-            image = layer.image
-            yield Drop(target=layer.target, path=image.path, inode=image.identity.inode)
+    return reason_to_keep(layer, facts.chains, facts.lineage)
 
 
 def _moves(moving: _Moving, facts: MigrateFacts) -> Iterator[Move]:
@@ -281,26 +269,33 @@ def _pins(tree: Iterable[Layer], drops: Iterable[Drop]) -> Iterator[Pin]:
 
 def _space(moving: _Moving, steps: Iterable[Made], facts: MigrateFacts) -> Iterator[Space]:
     for layer, step in zip(moving.layers, steps, strict=True):
-        if layer.file not in facts.shared:
-            size = layer.image.allocation
-            yield Space(target=layer.target, folder=step.overlay.parent, size=size)
+        if isinstance(step, FlattenImage) or layer.file not in facts.shared:
+            yield Space(target=layer.target, folder=step.overlay.parent, size=_bytes(layer, step))
 
 
-def _disks(moving: _Moving, facts: MigrateFacts) -> Iterator[MovedDisk]:
+def _disks(moving: _Moving, steps: Iterable[Made], facts: MigrateFacts) -> Iterator[MovedDisk]:
+    made = list(zip(moving.layers, steps, strict=True))
     for target, chain in facts.chains.items():
-        own = [layer for layer in moving.layers if layer.target == target]
+        own = [pair for pair in made if pair[0].target == target]
         place = moving.settled.get(chain.active.identity.file)
         yield MovedDisk(
             target=target,
             source=chain.active.spelled,
             dest=chain.active.spelled if place is None else place.path,
             layers=len(own),
-            size=sum(layer.image.allocation for layer in own),
+            size=sum(_bytes(layer, step) for layer, step in own),
         )
 
 
-def _notes(moving: _Moving, request: MigrateRequest) -> Iterator[str]:
+def _bytes(layer: Layer, step: Made) -> int:
+    """What a step has to copy, at most."""
+    return step.size if isinstance(step, FlattenImage) else layer.image.allocation
+
+
+def _notes(moving: _Moving, request: MigrateRequest, facts: MigrateFacts) -> Iterator[str]:
     if request.delete_source:
-        for layer in moving.layers:
-            if reason := moving.kept[layer.file]:
-                yield f"{layer.target}: {layer.image.path} stays: {reason}"
+        yield from (f"{each.target}: {each.path} stays: {each.reason}" for each in moving.kept)
+    for target, chain in facts.chains.items() if request.flatten else ():
+        lost = [name for image in chain.images[:-1] for name in image.bitmaps]
+        if lost:
+            yield f"{target}: bitmaps of the layers below are not copied: {', '.join(lost)}"

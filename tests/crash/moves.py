@@ -18,6 +18,7 @@ from .scenario import Scenario
 
 HOWS = {
     "keep-source": api.MigrateOptions(to=Path()),
+    "flatten": api.MigrateOptions(to=Path(), flatten=True, delete_source=True),
     "delete-source": api.MigrateOptions(to=Path(), delete_source=True),
 }
 
@@ -36,7 +37,7 @@ def make_moving(how: str, parent: Path) -> Moving:
     """Make the domain below `parent`, and find out what an undisturbed run makes of it."""
     folder, template = parent / "store", parent / "template"
     folder.mkdir()
-    _grow(folder)
+    _grow(folder, how)
     shutil.copytree(folder, template, symlinks=True)
     shutil.rmtree(folder)
     shutil.copytree(template, folder, symlinks=True)  # copies are less sparse, and a plan counts
@@ -51,7 +52,7 @@ def make_moving(how: str, parent: Path) -> Moving:
     return moving
 
 
-def _grow(folder: Path) -> None:
+def _grow(folder: Path, how: str) -> None:
     for name in ("golden", "old", "new"):
         (folder / name).mkdir()
     base = make_image(folder / "golden" / "base", Format.RAW, MIB)
@@ -63,6 +64,8 @@ def _grow(folder: Path) -> None:
         make_image(top, Format.QCOW2, MIB, backing=backing, backing_format=Format.RAW)
         disks.append(Disk(target=target, source=top, format=Format.QCOW2, format_name=Format.QCOW2))
     make_domain(folder, "vm", disks)
+    if how == "flatten":
+        return
     with api.open_world(f"dir:{folder}") as world:
         write(world, 0xA0)
         take(world, "outside", disk_only=True)

@@ -27,8 +27,16 @@ def test_old_or_new_after_some_effects(
     crash_points(f"move, {how}, {fate.name.lower()}", len(points))
 
 
-@pytest.mark.parametrize("fate", Fate, ids=lambda fate: fate.name.lower())
-@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize(
+    ("how", "fate"),
+    [
+        ("keep-source", Fate.FAIL_AFTER),
+        ("flatten", Fate.DIE),
+        ("delete-source", Fate.DIE),
+        ("delete-source", Fate.FAIL_BEFORE),
+    ],
+    ids=str,
+)
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_old_or_new_after_every_effect(

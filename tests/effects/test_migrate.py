@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from imgtool import api
+from imgtool.host.files import Files
 from imgtool.host.headers import read_image
 from imgtool.model.errors import (
     BadRequestError,
@@ -17,12 +19,12 @@ from imgtool.model.errors import (
     NotFoundError,
     UnsupportedError,
 )
-from imgtool.model.image import Format
-from imgtool.testing import MIB, guest_bytes_digest, make_image
+from imgtool.model.image import Format, Qcow2Features
+from imgtool.testing import MIB, MadeDomain, guest_bytes_digest, make_domain, make_image
 from tests.crash.disks import read_only
 from tests.crash.scenario import digest
 
-from .asking import chain, disk, domain, loop_device, mounted, named, take
+from .asking import chain, disk, domain, loop_device, mounted, named, qemu_img, take
 from .moves import (
     SIZE,
     backings,
@@ -350,3 +352,125 @@ def test_a_snapshot_is_taken_afterwards(tmp_path: Path, new: Path) -> None:
     take(made, name="after", disk_only=True)
     guest_writes(made, 12)
     assert {path.parent for path in sources(made)} == {new}
+
+
+def chained(folder: Path) -> tuple[MadeDomain, Path]:
+    """vda: base <- top, with features and a bitmap; vdb: raw."""
+    base = layer(folder / "base.raw", 1)
+    top = folder / "top"
+    features = Qcow2Features(cluster_size=4096, lazy_refcounts=True)
+    make_image(top, size=SIZE, features=features, backing=base, backing_format=Format.RAW)
+    qemu_img("bitmap", "--add", "-f", "qcow2", top, "dirty")
+    other = layer(folder / "other.raw", 2)
+    return domain(folder, disk(top), disk(other, Format.RAW, target="vdb")), top
+
+
+def test_flatten(tmp_path: Path, new: Path) -> None:
+    made, top = chained(tmp_path)
+    before, header = shown(made), read_image(top, Format.QCOW2)
+    result = migrate(made, new, flatten=True)
+    assert shown(made) == before
+    assert {path.name for path in new.iterdir()} == {"top", "other.raw"}
+    flat = read_image(new / "top", Format.QCOW2)
+    assert (flat.backing, flat.features, flat.bitmaps) == (None, header.features, ("dirty",))
+    assert named(made, "vdb").format is Format.RAW
+    assert [each.layers for each in result.planned.disks] == [1, 1]
+    assert top.exists()
+
+
+def test_flatten_and_delete_the_source(tmp_path: Path, new: Path) -> None:
+    made, _top = chained(tmp_path)
+    before = shown(made)
+    migrate(made, new, flatten=True, delete_source=True)
+    assert shown(made) == before
+    assert {path.name for path in tmp_path.iterdir()} == {"new", "store"}
+
+
+def test_a_snapshot_needs_its_chain(tmp_path: Path, new: Path) -> None:
+    made = tree(tmp_path)
+    error = refuses(tmp_path, made, new, UnsupportedError, "snapshot", "one", flatten=True)
+    assert "leave --flatten out" in error.remedy
+    base = layer(tmp_path / "base", 1)
+    top = layer(tmp_path / "top", 2, base)
+    qemu_img("snapshot", "-c", "mine", top)
+    (tmp_path / "two").mkdir()
+    made = domain(tmp_path / "two", disk(top))
+    refuses(tmp_path, made, new, UnsupportedError, "internal snapshots inside", flatten=True)
+    (new / "y").mkdir()
+    here = domain(tmp_path / "two", disk(layer(new / "flat", 3, base)))
+    refuses(tmp_path, here, new, UnsupportedError, "is in", flatten=True)
+
+
+def test_sources_that_nobody_needs_go(tmp_path: Path, new: Path) -> None:
+    made = tree(tmp_path)
+    before = shown(made)
+    count = len(list((tmp_path / "images").iterdir())) + 1
+    said: list[str] = []
+    result = migrate(made, new, said, delete_source=True)
+    assert shown(made) == before
+    assert list((tmp_path / "images").iterdir()) == list((tmp_path / "golden").iterdir()) == []
+    assert len(result.planned.dropped) == len(list(new.iterdir())) == count
+    assert said == []
+    assert result.planned.dropped[-1].name == "base.raw", "no chain is ever without its base"
+
+
+def test_sources_that_others_need_stay(tmp_path: Path, new: Path) -> None:
+    """Another disk, another domain, its snapshot, an overlay that nobody records: each is named."""
+    paths = {name: layer(tmp_path / name, 1) for name in ("disk", "domain", "snapshot", "stray")}
+    tops = [layer(tmp_path / f"{name}.top", 2, base) for name, base in paths.items()]
+    targets = ("vda", "vdb", "vdc", "vdd")
+    own = [disk(top, target=target) for target, top in zip(targets, tops, strict=True)]
+    stays = layer(tmp_path / "stays", 3, paths["disk"])
+    made = domain(tmp_path, *own, disk(stays, target="vde"))
+    other = layer(tmp_path / "other", 3, paths["domain"])
+    make_domain(made.folder, "two", [disk(other)])
+    third = make_domain(made.folder, "three", [disk(layer(tmp_path / "t", 4, paths["snapshot"]))])
+    take(third, disk_only=True)
+    make_domain(made.folder, "three", [disk(tmp_path / "other")])
+    layer(tmp_path / "nobody", 5, paths["stray"])
+    before, said = shown(made), list[str]()
+    result = migrate(made, new, said, disks=list(targets), delete_source=True)
+    assert shown(made) == before
+    whys = {each.path.name: each.reason for each in result.planned.kept}
+    assert whys == {
+        "disk": "needed by disk vde",
+        "domain": f"needed by domain three, domain two, {other}",
+        "snapshot": f"needed by domain three, {tmp_path}/t, {tmp_path}/t.s1",
+        "stray": f"needed by {tmp_path}/nobody",
+    }
+    for name, path in paths.items():
+        assert path.exists()
+        assert any(f"{path} stays: " in line for line in said), name
+    assert not any(top.exists() for top in tops)
+
+
+def test_what_is_in_use_again_stays(tmp_path: Path, new: Path) -> None:
+    """Killed after the pivot; before anybody recovers it, a stranger builds on the old base."""
+    base = layer(tmp_path / "base", 1)
+    made = domain(tmp_path, disk(layer(tmp_path / "top", 2, base)))
+    before = shown(made)
+    options = api.MigrateOptions(to=new, delete_source=True)
+    if (child := os.fork()) == 0:
+        try:
+            with api.open_world(made.uri, files=KilledFiles(), jobs=1) as world:
+                api.migrate(world, "vm", options)
+        finally:
+            os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    make_domain(made.folder, "two", [disk(layer(tmp_path / "later", 3, base))])
+    said: list[str] = []
+    with api.open_world(made.uri, say=said.append) as world:
+        assert not api.recover(world).problems
+    assert shown(made) == before
+    assert base.exists()
+    assert not (tmp_path / "top").exists()
+    assert any("base is in use again" in line for line in said), said
+
+
+class KilledFiles(Files):
+    """Dies when the first source is to be removed."""
+
+    def unlink(self, path: Path) -> None:
+        if path.name == "top" and path.parent.name != "new":
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().unlink(path)
