@@ -16,7 +16,7 @@ from imgtool.cli.visible import visible
 from imgtool.engine.interrupt import Interrupt
 
 if TYPE_CHECKING:
-    from imgtool.cli.progress import Progress
+    from imgtool.cli.progress import Progress, ProgressLog
     from imgtool.engine.world import World
 
 
@@ -31,7 +31,7 @@ class Context:
     jobs: int = 0
     verbosity: int = 0  # -1: quiet
     interrupt: Interrupt
-    _progress: Progress | None = None
+    _progress: Progress | ProgressLog | None = None
 
     @contextmanager
     def world(self, domain: str | None = None) -> Iterator[tuple[World, str]]:
@@ -39,10 +39,10 @@ class Context:
         from imgtool import api
 
         uri, name = api.locate(domain, self.connect) if domain else (self.connect, "")
-        if self.verbosity >= 0 and sys.stderr.isatty():
-            from imgtool.cli.progress import Progress
+        if (self.verbosity >= 0 and sys.stderr.isatty()) or self.verbosity > 0:
+            from imgtool.cli.progress import Progress, ProgressLog
 
-            self._progress = Progress(sys.stderr)
+            self._progress = (Progress if sys.stderr.isatty() else ProgressLog)(sys.stderr)
         try:
             with api.open_world(
                 uri,

@@ -1,4 +1,4 @@
-"""One line on a terminal that says how far long work is: percent, bytes, time left."""
+"""How far long work is: one line on a terminal, with percent, bytes and time left; else a log."""
 
 from __future__ import annotations
 
@@ -72,6 +72,30 @@ class Progress:
         with suppress(OSError, ValueError):  # nobody looks any more
             self._stream.write(text)
             self._stream.flush()
+
+
+class ProgressLog:
+    """The same where nobody draws, for --verbose: a line for every tenth that is done.
+
+    vda: copying to new.qcow2, 40 %
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lock = threading.RLock()
+        self._told: dict[tuple[str, str], int] = {}
+
+    def __call__(self, target: str, what: str, share: float, size: int) -> None:
+        """As of `Progress`."""
+        with self._lock:
+            tenth = int(share * 10)
+            if tenth > self._told.get((target, what), 0):
+                self._told[target, what] = tenth
+                with suppress(OSError, ValueError):
+                    print(visible_line(f"{target}: {what}, {tenth}0 %"), file=self._stream)
+
+    def clear(self) -> None:
+        """Nothing is drawn."""
 
 
 def _told(target: str, job: _Job, now: float) -> str:

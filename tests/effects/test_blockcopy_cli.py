@@ -135,6 +135,17 @@ def test_a_dry_run_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert lines[2:] == [f"  vda: switch to {tmp_path / 'c'}", "  pivot: redefine vm"]
 
 
+def test_verbose_says_how_far_it_is_where_nobody_draws(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    three = trio(tmp_path)
+    said = typed(capsys, three, "blockcopy", "vm", "vda", f"{tmp_path}/c", "--verbose").stderr
+    assert "vda: copying to c, 100 %\n" in said
+    assert "vda: comparing c, 100 %\n" in said
+    assert "\r" not in said
+    assert typed(capsys, three, "blockcopy", "vm", "vda", f"{tmp_path}/c", "-q").stderr == ""
+
+
 def test_help_says_that_it_always_waits() -> None:
     shown = imgtool("blockcopy", "--help").stdout
     assert "always copies until the job is ready" in " ".join(shown.split())
