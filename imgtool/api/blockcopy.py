@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from imgtool.api.blockjobs import disk_of
 from imgtool.api.world import working_on
@@ -161,13 +162,19 @@ def _requests(
     return tuple(
         CopyRequest(
             target=disk_of(head, disk.disk).target,
-            dest=Path(disk.dest).absolute(),
+            dest=_plain(disk.dest),
             format=disk.format,
             shallow=options.shallow,
             reuse=options.reuse_external,
         )
         for disk in disks
     )
+
+
+def _plain(dest: str) -> Path:
+    """Absolute, and without `..`, as libvirt wants it."""
+    path = Path(dest).absolute()
+    return path.parent.resolve() / path.name if ".." in path.parts else path
 
 
 def _chains(world: World, head: Head, requests: Sequence[CopyRequest]) -> dict[str, Chain]:
@@ -235,6 +242,18 @@ def _facts(
     chains: dict[str, Chain],
     old: CopyJob | None,
 ) -> CopyFacts:
+    places, reused = {}, {}
+    for each in requests:
+        name, fmt = each.target, resolved(each, chains[each.target])
+        if each.reuse:
+            reused[name] = destinations.reused(name, each.dest, fmt, old, world)
+        else:
+            places[name] = destinations.place_of(name, each.dest, old, world)
+    recorded = len(world.store.snapshots(head.domain.name))
+    return _found(world, head, chains, places=places, reused=reused, snapshots=recorded)
+
+
+def _found(world: World, head: Head, chains: dict[str, Chain], **more: Any) -> CopyFacts:
     txid = secrets.token_hex(8)
     return CopyFacts(
         head=head,
@@ -242,39 +261,16 @@ def _facts(
         txid=txid,
         workspace=world.state_dir / head.domain.uuid / txid,
         chains=chains,
-        places={
-            each.target: destinations.place_of(each.target, each.dest, old, world)
-            for each in requests
-            if not each.reuse
-        },
-        reused={
-            each.target: destinations.reused(
-                each.target, each.dest, resolved(each, chains[each.target]), old, world
-            )
-            for each in requests
-            if each.reuse
-        },
-        snapshots=len(world.store.snapshots(head.domain.name)),
+        **more,
     )
 
 
 def _planned_pivot(world: World, head: Head, job: CopyJob) -> PivotPlan:
-    txid = secrets.token_hex(8)
-    copies = {
-        disk.target: Reused(chain=destinations.chain_of_copy(disk, world), has_data=True)
-        for disk in (job.disks if job.phase is Phase.READY else ())
-    }
-    facts = CopyFacts(
-        head=head,
-        store=world.store.uri,
-        txid=txid,
-        workspace=world.state_dir / head.domain.uuid / txid,
-        chains={
-            disk.target: survey.chain_of(disk_of(head, disk.target), world) for disk in job.disks
-        },
-        reused=copies,
-    )
-    return plan_pivot(job, facts)
+    ready = job.disks if job.phase is Phase.READY else ()
+    copies = {disk.target: destinations.chain_of_copy(disk, world) for disk in ready}
+    reused = {name: Reused(chain=chain, has_data=True) for name, chain in copies.items()}
+    chains = {name: survey.chain_of(disk_of(head, name), world) for name in job.targets}
+    return plan_pivot(job, _found(world, head, chains, reused=reused))
 
 
 def _find(known: Sequence[CopyJob], head: Head, name: str) -> CopyJob | None:

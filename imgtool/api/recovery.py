@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from imgtool.engine import recovery
+from imgtool.engine.jobs import all_jobs
 from imgtool.engine.recovery import Recovery, Waiting
 from imgtool.engine.world import World
 from imgtool.model.errors import NotFoundError
@@ -29,4 +30,7 @@ def _uuid(world: World, domain: str) -> str:
         for each in recovery.all_waiting(world):
             if domain in (each.plan.domain, each.plan.uuid):
                 return each.plan.uuid  # undefined meanwhile
+        for job in all_jobs(world):
+            if domain in (job.domain, job.uuid):
+                return job.uuid
         raise

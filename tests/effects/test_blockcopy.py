@@ -394,7 +394,7 @@ def test_recovery_of_a_domain_that_was_removed_keeps_whole_copies(three: Trio, t
     copy(three.made, to / "copy")
     three.made.xml.unlink()
     with api.open_world(three.made.uri) as world:
-        recovery = api.recover(world)
+        recovery = api.recover(world, three.made.name)
     assert recovery.problems == ()
     assert recovery.jobs == ()
     assert (to / "copy").exists()
@@ -590,6 +590,15 @@ def test_a_failure_in_a_world_that_goes_on(three: Trio, to: Path) -> None:
 def _copy_in(world: World, dest: Path, **how: Any) -> None:
     target = api.CopyTarget(disk="vda", dest=str(dest))
     api.block_copy(world, "vm", [target], api.CopyOptions(**how))
+
+
+def test_a_destination_that_is_relative(
+    three: Trio, to: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (to / "below").mkdir()
+    monkeypatch.chdir(to / "below")
+    copy(three.made, Path("../copy"), pivot=True)
+    assert named(three.made).source == to / "copy"
 
 
 def test_the_disk_by_the_path_of_its_image(three: Trio, to: Path) -> None:
