@@ -93,7 +93,7 @@ def _list(parser: Parser, argv: list[str], context: Context) -> int:
         recorded = Recorded.of(world, domain)
     found = chosen(recorded.snapshots, _filter(options, recorded))
     facts = {"domain": recorded.domain, "snapshots": [_facts(s, recorded) for s in found]}
-    return context.answer(facts, lambda: _drawn(found, options, context), listing=True)
+    return context.answer(facts, lambda: _drawn(recorded, found, options, context), listing=True)
 
 
 def _refuse_together(options: argparse.Namespace) -> None:
@@ -148,9 +148,14 @@ def _facts(snapshot: Snapshot, recorded: Recorded) -> dict[str, Any]:
     }
 
 
-def _drawn(found: tuple[Snapshot, ...], options: argparse.Namespace, context: Context) -> str:
+def _drawn(
+    recorded: Recorded,
+    found: tuple[Snapshot, ...],
+    options: argparse.Namespace,
+    context: Context,
+) -> str:
     if options.tree:
-        return tree({each.name: each.parent for each in found})
+        return tree({each.name: each.parent for each in found}, current=recorded.current)
     if options.name:
         return "\n".join(visible_line(each.name) for each in found)
     headings = ["Name", "Creation Time", "State", *(["Parent"] if options.parent else [])]

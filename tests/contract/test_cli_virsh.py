@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgtool.cli.main import main
+from imgtool.cli.tree import CURRENT
 
 TEST_UUID = "6695eb01-f6a4-8304-79aa-97f2502e193f"  # of the domain that the driver starts with
 DOMAIN = f"""\
@@ -132,7 +133,10 @@ def _split(answer: str) -> tuple[str, str]:
 
 
 def ours(store: Path | str, *argv: str | Path) -> tuple[str, str]:
-    """The same of imgtool, in this process, on a folder or a libvirt URI."""
+    """The same of imgtool, in this process, on a folder or a libvirt URI.
+
+    A tree without the mark at the current snapshot, which virsh's has not.
+    """
     uri = f"dir:{store}" if isinstance(store, Path) else store
     binary, err = io.BytesIO(), io.StringIO()
     out = io.TextIOWrapper(binary, encoding="utf-8")
@@ -140,7 +144,8 @@ def ours(store: Path | str, *argv: str | Path) -> tuple[str, str]:
         code = main(["-c", uri, *map(str, argv)])
     error = err.getvalue().partition("error: ")[2].partition("\nremedy: ")[0]
     assert bool(code) == bool(error), err.getvalue()
-    return binary.getvalue().decode(), error
+    text = binary.getvalue().decode()
+    return text.replace(CURRENT, "") if "--tree" in argv else text, error
 
 
 @contextlib.contextmanager

@@ -56,7 +56,10 @@ def test_a_chain_of_snapshots_is_a_tree_to_both(machine: Machine) -> None:
     for number, kind in enumerate(REQUESTS, start=1):
         machine.done("snapshot-create-as", "vm", f"s{number}", *REQUESTS[kind])
     ours = machine.done("snapshot-list", "vm", "--tree")
-    assert ours.strip() == machine.virsh("snapshot-list", "vm", "--tree")
+    assert ours.replace("s3 (current)", "s3").strip() == machine.virsh(
+        "snapshot-list", "vm", "--tree"
+    )
+    assert "s3 (current)" in ours
     assert [machine.virsh("snapshot-parent", "vm", f"s{n}") for n in (2, 3)] == ["s1", "s2"]
     for command in ("snapshot-list", "snapshot-info"):
         words = [command, "vm", *(["s2"] if command == "snapshot-info" else ["--parent"])]

@@ -133,6 +133,19 @@ def test_snapshot_list_in_json(made: MadeDomain, capsys: pytest.CaptureFixture[s
     ]
 
 
+def test_the_tree_shows_where_we_are(made: MadeDomain, capsys: pytest.CaptureFixture[str]) -> None:
+    record(made, "s1")
+    record(made, "s2", "s1")
+    record(made, "s3", "s1")
+    run(capsys, made, "snapshot-current", "vm", "s2")
+    _, drawn, _ = run(capsys, made, "snapshot-list", "vm", "--tree")
+    assert [line.strip(" |+-") for line in drawn.splitlines() if "s" in line] == [
+        "s1",
+        "s2 (current)",
+        "s3",
+    ]
+
+
 def test_dumps_in_json_keep_passwords_back(
     made: MadeDomain, capsys: pytest.CaptureFixture[str]
 ) -> None:
