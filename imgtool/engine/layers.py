@@ -59,7 +59,7 @@ class LayerCopies:
     def _copy(self, step: CopyLayer) -> None:
         """The bytes, then the name of the base; what is seen through it must not differ."""
         world = self._world
-        told = self._tally.watch(step)
+        told = self._tally.watch(step, f"copying to {step.overlay.parent}")
         synced = 0
 
         def watch(done: int) -> None:
@@ -71,7 +71,8 @@ class LayerCopies:
 
         shared = world.files.copy(step.source, step.staged, watch=watch, check=self._check)
         if step.compared and not shared:
-            at = first_difference(step.source, step.staged, check=self._check)
+            compared = self._tally.watch(step, "comparing what is copied")
+            at = first_difference(step.source, step.staged, watch=compared, check=self._check)
             if at is not None:
                 raise FailedError(
                     f"{step.overlay}: differs from {step.source} at byte {at}",
@@ -88,7 +89,7 @@ class _Tally:
 
     def __init__(self, plan: Plan, world: World) -> None:
         self._lock = threading.Lock()
-        self._done: dict[Path, int] = {}
+        self._done: dict[tuple[str, Path], int] = {}
         self._size: dict[str, int] = {}
         self._world = world
         for step in plan.made:
@@ -96,19 +97,18 @@ class _Tally:
                 self._size[step.target] = self._size.get(step.target, 0) + step.size
         self._steps = plan.made
 
-    def watch(self, step: CopyLayer) -> Callable[[int], None]:
-        """Who to tell how many bytes of this copy are done."""
+    def watch(self, step: CopyLayer, what: str) -> Callable[[int], None]:
+        """Who to tell how many bytes of this copy are done, of what is done to it."""
         size = self._size[step.target]
-        what = f"copying to {step.overlay.parent}"
         told = self._world.watch(step.target, what, size)
 
         def tell(done: int) -> None:
             if told is None or not size:
                 return
             with self._lock:
-                self._done[step.staged] = done
+                self._done[what, step.staged] = done
                 own = (each.staged for each in self._steps if each.target == step.target)
-                told(sum(self._done.get(path, 0) for path in own) / size)
+                told(sum(self._done.get((what, path), 0) for path in own) / size)
 
         return tell
 

@@ -22,9 +22,12 @@ def sparse(path: Path, size: int, *pieces: tuple[int, bytes]) -> Path:
 
 
 def differ(one: Path, other: Path) -> int | None:
-    found = {first_difference(*pair, check=lambda: None) for pair in ((one, other), (other, one))}
-    (at,) = found
-    return at
+    there, back = (
+        first_difference(*pair, watch=lambda _done: None, check=lambda: None)
+        for pair in ((one, other), (other, one))
+    )
+    assert there == back
+    return there
 
 
 def test_what_is_equal(tmp_path: Path) -> None:
@@ -52,8 +55,12 @@ def test_a_file_that_goes_on(tmp_path: Path) -> None:
 def test_it_can_be_stopped(tmp_path: Path) -> None:
     one = sparse(tmp_path / "one", 9 * MIB, (0, bytes(9 * MIB)))
 
+    told: list[int] = []
+
     def stop() -> None:
-        raise Interrupted(2, "stopped")
+        if told:
+            raise Interrupted(2, "stopped")
 
     with pytest.raises(Interrupted):
-        first_difference(one, one, check=stop)
+        first_difference(one, one, watch=told.append, check=stop)
+    assert told == [4 * MIB]

@@ -37,7 +37,7 @@ def make_moving(how: str, parent: Path) -> Moving:
     """Make the domain below `parent`, and find out what an undisturbed run makes of it."""
     folder, template = parent / "store", parent / "template"
     folder.mkdir()
-    _grow(folder, how)
+    grow(folder, how)
     shutil.copytree(folder, template, symlinks=True)
     shutil.rmtree(folder)
     shutil.copytree(template, folder, symlinks=True)  # copies are less sparse, and a plan counts
@@ -52,7 +52,8 @@ def make_moving(how: str, parent: Path) -> Moving:
     return moving
 
 
-def _grow(folder: Path, how: str) -> None:
+def grow(folder: Path, how: str) -> None:
+    """Images with data of their own in two folders, and their domain; a third folder is empty."""
     for name in ("golden", "old", "new"):
         (folder / name).mkdir()
     base = make_image(folder / "golden" / "base", Format.RAW, MIB)

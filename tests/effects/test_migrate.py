@@ -21,7 +21,8 @@ from imgtool.model.errors import (
 )
 from imgtool.model.image import Format, Qcow2Features
 from imgtool.testing import MIB, MadeDomain, guest_bytes_digest, make_domain, make_image
-from tests.crash.disks import read_only
+from tests.crash.command import imgtool
+from tests.crash.disks import fill, read_only, small_disk
 from tests.crash.scenario import digest
 
 from .asking import chain, disk, domain, loop_device, mounted, named, qemu_img, take
@@ -53,6 +54,7 @@ def test_a_tree_moves_whole(tmp_path: Path, new: Path, relative: bool) -> None:
     before, old, images = shown(made), digest(tmp_path / "images"), len(sources(made))
     result = migrate(made, new)
     assert shown(made) == before
+    assert imgtool("-c", made.uri, "check", "vm").returncode == 0
     assert digest(tmp_path / "images") == old, "the old place is as it was"
     assert len(sources(made)) == images
     assert {path.parent for path in sources(made)} == {new}
@@ -268,6 +270,22 @@ def test_space_is_looked_at_beforehand(tmp_path: Path) -> None:
     made = tree(tmp_path)
     with mounted("tmpfs", tmp_path / "mnt", "size=64k") as mnt:
         refuses(tmp_path, made, mnt, FailedError, "bytes are needed")
+
+
+def test_a_reflink_needs_no_space(tmp_path: Path) -> None:
+    with small_disk("xfs", tmp_path) as small:
+        top = layer(small / "top.raw", 1)
+        os.truncate(top, 24 * MIB)
+        with top.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, 24 * MIB)
+        made = domain(tmp_path, disk(top, Format.RAW))
+        fill(small, leave=12 * MIB)
+        new = small / "new"
+        new.mkdir()
+        before = shown(made)
+        migrate(made, new)
+        assert shown(made) == before
+        assert named(made).source == new / "top.raw"
 
 
 def test_no_space_half_way(tmp_path: Path) -> None:
