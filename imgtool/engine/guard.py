@@ -18,6 +18,8 @@ def mirrored(world: World, head: Head) -> Snapshot | None:
     if current is None:
         return None
     for document in world.store.snapshots(domain):
+        if b"mirror" not in document:
+            continue  # sooner said than parsed
         snapshot = parse_snapshot(document, where=domain)
         if snapshot.name == current and any(disk.mirror for disk in snapshot.disks):
             return snapshot

@@ -59,7 +59,9 @@ class QemuImg:
             raise QemuImgError("qemu-img is not installed", remedy="install qemu-utils") from error
         if self._cancelled:
             raise QemuImgError(f"{args[0]}: cancelled")
-        told: dict[str, Any] = {"_out": _progress(watch), "_out_bufsize": 0} if watch else {}
+        told: dict[str, Any] = {}
+        if watch:  # and kept all the same: what `compare` has found stands behind its progress
+            told = {"_out": _progress(watch), "_out_bufsize": 0, "_tee": True}
         process = command(
             *(os.fsencode(arg).decode("latin-1") for arg in args),
             _bg=True,

@@ -153,8 +153,10 @@ def plan_mirror_abort(
         ]
     notes = tuple(
         f"{each.target}: {each.path} {each.reason}, and is left where it is"
-        for each in mirrors
         if each.reason
+        else f"{each.target}: {each.path} is not there any more"
+        for each in mirrors
+        if each.reason or each.image is None
     )
     return EndPlan(plan=plan, moves=(), pins=tuple(pins), space=(), notes=notes)
 
