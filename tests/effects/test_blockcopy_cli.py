@@ -139,7 +139,9 @@ def test_verbose_says_how_far_it_is_where_nobody_draws(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     three = trio(tmp_path)
-    said = typed(capsys, three, "blockcopy", "vm", "vda", f"{tmp_path}/c", "--verbose").stderr
+    done = typed(capsys, three, "blockcopy", "vm", "vda", f"{tmp_path}/c", "--verbose")
+    assert done.returncode == 0
+    said = done.stderr
     assert "vda: copying to c, 100 %\n" in said
     assert "vda: comparing c, 100 %\n" in said
     assert "\r" not in said
