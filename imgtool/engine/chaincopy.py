@@ -92,18 +92,16 @@ class Copier:
         self, layers: Sequence[tuple[LayerCopy, bool]], pinned: PinnedImages
     ) -> tuple[Copied, ...]:
         known = {each.copy: each for each in self.checkpoints.read()}
-        begun = {
-            layer.copy: self._begin(layer, known.get(layer.copy))
-            for layer, there in layers
-            if not there
-        }
-        pinned.seize(
-            ((layer.target, begun[layer.copy].staged) for layer, there in layers if not there),
-            written=False,
-        )
         todo = [layer for layer, there in layers if not there]
+        begun = dict(
+            self._each(lambda layer: (layer.copy, self._begin(layer, known.get(layer.copy))), todo)
+        )
+        pinned.seize(((layer.target, begun[layer.copy].staged) for layer in todo), written=False)
         self._require_space([(layer, begun[layer.copy]) for layer in todo])
         brought = self._each(lambda layer: self._bring(layer, begun[layer.copy]), todo)
+        for folder in {layer.copy.parent for layer in todo}:
+            with naming(todo[0].target, folder):
+                self.world.files.sync_dir(folder)
         copied = {each.layer.copy: each for each in brought}
         return tuple(copied.get(layer.copy) or _looked(layer, True) for layer, _ in layers)
 
@@ -129,17 +127,16 @@ class Copier:
             return True
 
     def _is_equal(self, layer: LayerCopy) -> bool:
-        like = likeness.is_like(layer.copy, layer.source)
-        return like and (self.trust or self._has_data_of(layer, layer.copy))
-
-    def _has_data_of(self, layer: LayerCopy, path: Path) -> bool:
+        if not likeness.is_like(layer.copy, layer.source):
+            return False
         watch = self._progress(layer, "comparing")
-        return first_difference(layer.source.path, path, check=self._check, watch=watch) is None
+        paths = (layer.source.path, layer.copy)
+        return self.trust or first_difference(*paths, check=self._check, watch=watch) is None
 
     def _begin(self, layer: LayerCopy, known: Checkpoint | None) -> Checkpoint:
         """Have a staged file for it: the one of an earlier run, or a new one, shared if possible.
 
-        A crash leaves a checkpoint, which names the staged file, there or not.
+        A crash leaves a checkpoint without an inode, which names the staged file, there or not.
         """
         self._check()
         files = self.world.files
@@ -161,14 +158,11 @@ class Copier:
                     f"{layer.target}: {layer.copy} could not be given the {missed} of "
                     f"{layer.source.spelled}"
                 )
-            checkpoint = replace(
+            return replace(
                 checkpoint,
                 inode=checkpoint.staged.lstat().st_ino,
                 shared=files.share(layer.source.path, checkpoint.staged),
             )
-            files.sync_dir(layer.copy.parent)
-            self.checkpoints.write(checkpoint)
-        return checkpoint
 
     def _require_space(self, todo: Iterable[tuple[LayerCopy, Checkpoint]]) -> None:
         """Before the first byte is copied. Raises FailedError."""
@@ -200,19 +194,19 @@ class Copier:
                 files.sync_file(begun.staged)
                 self._check()
                 check_unchanged([layer.pin])
+            if not (begun.complete or begun.shared):  # sharing again costs nothing
                 made = files.identity(begun.staged)
-                done = replace(begun, valid=made.size, mtime_ns=made.mtime_ns)
-                self.checkpoints.write(done)
+                self._mark(replace(begun, valid=made.size, mtime_ns=made.mtime_ns))
             files.publish(begun.staged, layer.copy)
             files.unlink(begun.staged)
-            files.sync_dir(layer.copy.parent)
         action = Action.REFLINKED if begun.shared else Action.COPIED
         return Copied(layer=layer, action=action, resumed=0 if begun.shared else begun.valid)
 
     def _copy(self, layer: LayerCopy, begun: Checkpoint) -> None:
+        """All bytes; unless they are trusted, each is read back and compared."""
         if begun.shared:
             return
-        marked = begun.valid
+        marked = self._require_kept(layer, begun)
         progress = self._progress(layer, "copying")
 
         def watch(done: int) -> None:
@@ -220,19 +214,36 @@ class Copier:
             progress(done)
             if done - marked >= self.checkpoint:
                 self.world.files.sync_file(begun.staged)
-                self.checkpoints.write(replace(begun, valid=done))
+                self._mark(replace(begun, valid=done))
                 marked = done
 
         self.world.files.copy(
-            layer.source.path, begun.staged, watch=watch, check=self._check, done=begun.valid
+            layer.source.path,
+            begun.staged,
+            watch=watch,
+            check=self._check,
+            done=marked,
+            compare=not self.trust,
         )
 
+    def _require_kept(self, layer: LayerCopy, begun: Checkpoint) -> int:
+        """How many bytes of an earlier run are to be kept: all, or none if they are not right."""
+        if not begun.valid or self.trust:
+            return begun.valid
+        watch = self._progress(layer, "comparing")
+        paths = (layer.source.path, begun.staged)
+        at = first_difference(*paths, check=self._check, watch=watch, end=begun.valid)
+        return begun.valid if at is None else 0
+
+    def _mark(self, checkpoint: Checkpoint) -> None:
+        """Write down how far the staged file is, which is synced; now its name is, too."""
+        self.world.files.sync_dir(checkpoint.staged.parent)
+        self.checkpoints.write(checkpoint)
+
     def _verify(self, layer: LayerCopy, begun: Checkpoint) -> None:
-        """Structure always; data, unless they are shared or trusted. Raises FailedError."""
+        """The structure; data have been compared. Raises FailedError."""
         source = layer.source
         problem = likeness.flaw_of(begun.staged, source, self.world.qemu)
-        if not (problem or begun.shared or self.trust or self._has_data_of(layer, begun.staged)):
-            problem = "it differs from the original"
         if problem:
             self._discard(begun)
             raise FailedError(

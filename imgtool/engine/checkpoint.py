@@ -79,11 +79,8 @@ class Checkpoints:
         self._files.write_atomically(path, line, temp=path.with_name(path.name + _NEW))
 
     def forget(self, copy: Path) -> None:
-        """Remove what was said of this copy, durably, if anything was."""
-        path = self._path(copy)
-        if path.exists():
-            self._files.unlink(path)
-            self._files.sync_dir(self.folder)
+        """Remove what was said of this copy. Not synced: should it come back, it is still true."""
+        self._files.unlink(self._path(copy))
 
     def tidy(self) -> None:
         """Remove what a crash has left of an atomic write. The domain's lock is held."""

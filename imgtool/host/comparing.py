@@ -9,7 +9,7 @@ from pathlib import Path
 from imgtool.host.copying import end_of_data, naming_file, next_data, opened
 
 _STRIDE = 4 * 1024 * 1024  # bytes between two looks at whether to stop
-_BUFFER = 256 * 1024  # bytes; what fits in a processor's cache
+_BUFFER = 128 * 1024  # bytes; two of them fit in a processor's cache
 
 
 def first_difference(
@@ -18,25 +18,27 @@ def first_difference(
     *,
     check: Callable[[], None],
     watch: Callable[[int], None] = lambda _done: None,
+    end: int | None = None,
 ) -> int | None:
     """Where two files begin to differ, in bytes; None: they do not.
 
     What is a hole in both is not read. Either may be a block device. `check` is called every few
     MiB and may raise to stop, `watch` is told how many bytes are compared. Raises OSError, which
-    names the file.
+    names the file. `end`: only so many bytes from the beginning are compared.
     """
     with opened(one, os.O_RDONLY) as left, opened(other, os.O_RDONLY) as right:
         sizes = [os.lseek(each, 0, os.SEEK_END) for each in (left, right)]
-        size, at = min(sizes), 0
+        wanted = max(sizes) if end is None else end
+        size, at = min(*sizes, wanted), 0
         while at < size:
             check()
-            at, end = _next_run(left, right, at, size)
-            found = _compare((one, left), (other, right), at, end)
+            at, stop = _next_run(left, right, at, size)
+            found = _compare((one, left), (other, right), at, stop)
             if found is not None:
                 return found
-            at = end
+            at = stop
             watch(at)
-        return None if sizes[0] == sizes[1] else size
+        return None if size == wanted else size
 
 
 def _next_run(left: int, right: int, at: int, size: int) -> tuple[int, int]:
@@ -55,11 +57,11 @@ def _compare(one: tuple[Path, int], other: tuple[Path, int], at: int, end: int) 
         for (path, descriptor), buffer in zip((one, other), buffers, strict=True):
             with naming_file(path):
                 counts.append(os.preadv(descriptor, [memoryview(buffer)[:length]], at))
-        count = min(counts)
-        if not count:
+        if counts[0] != counts[1] or not counts[0]:
             return at  # one of them became shorter
-        if buffers[0][:count] != buffers[1][:count]:
+        # All of both: a slice costs more than comparing does, and what is not read now is equal.
+        if buffers[0] != buffers[1]:
             pairs = zip(*buffers, strict=True)
             return at + next(index for index, (a, b) in enumerate(pairs) if a != b)
-        at += count
+        at += counts[0]
     return None

@@ -7,11 +7,10 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 STRIDE = 4 * 1024 * 1024  # bytes between two looks at whether to stop: a slow disk's half second
-_BUFFER = 256 * 1024  # bytes; what fits in a processor's cache
+_BUFFER = 128 * 1024  # bytes; what fits in a processor's cache
 _FICLONE = 0x40049409  # Linux, fs.h
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FLAGS = os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -24,13 +23,15 @@ def copy_image(
     watch: Callable[[int], None],
     check: Callable[[], None],
     done: int = 0,
+    compare: bool = False,
 ) -> bool:
     """Make the regular file `destination`, which exists, byte for byte equal to `source`.
 
     True if they share their blocks now (a reflink). Else the data are copied and holes are kept;
     the first `done` bytes of `destination`, which an earlier try has copied, are left as they
     are, and anything beyond them is thrown away first. `source` is a regular file or a block
-    device, of which long runs of zeros become holes.
+    device, of which long runs of zeros become holes. `compare`: what is written is read back at
+    once, while both are in the processor's cache, and held against `source`.
 
     `watch` is told how many bytes from the beginning are right by now, `check` is called every
     few MiB and may raise to stop. Not synced. A crash leaves a file of which only what was synced
@@ -47,11 +48,12 @@ def copy_image(
             done = min(done, size, os.fstat(copy).st_size)
             os.ftruncate(copy, done)  # what is cut off comes back as zeros
             os.ftruncate(copy, size)
-        copying = _Copying(source, destination, origin, copy)
+        copying = _Copying(source, destination, origin, copy, compare)
         for begin, end in data_runs(origin, done, size):
             for at in range(begin, end, STRIDE):
                 check()
                 copying.copy(at, min(STRIDE, end - at))
+                _begin_writing(copy, at, min(STRIDE, end - at))
                 watch(min(at + STRIDE, end))
         if os.lseek(origin, 0, os.SEEK_END) < size:
             raise _shorter(source)
@@ -59,42 +61,81 @@ def copy_image(
         return False
 
 
-@dataclass(slots=True)
 class _Copying:
     """Two open files, and the way that works between them."""
 
-    source: Path
-    destination: Path
-    origin: int
-    copy_: int
-    in_kernel: bool = True
+    def __init__(
+        self, source: Path, destination: Path, origin: int, copy: int, compare: bool
+    ) -> None:
+        self._source, self._destination = source, destination
+        self._origin, self._copy = origin, copy
+        self._compare = compare
+        self._in_kernel = True
+        self._read, self._written = bytearray(_BUFFER), bytearray(_BUFFER)
+        self._zeros = bytes(_BUFFER)
 
     def copy(self, at: int, length: int) -> None:
-        """Copy the bytes from `at` on, by the kernel as long as it can."""
-        while length and self.in_kernel:
+        """Copy the bytes from `at` on, in pieces if they are to be compared."""
+        for begin in range(at, at + length, _BUFFER) if self._compare else (at,):
+            piece = min(_BUFFER, at + length - begin) if self._compare else length
+            self._by_kernel(begin, piece)
+            if self._compare:
+                self._require_equal(begin, piece)
+
+    def _by_kernel(self, at: int, length: int) -> None:
+        """As long as it can; the rest is read and written."""
+        while length and self._in_kernel:
             try:
-                copied = os.copy_file_range(self.origin, self.copy_, length, at, at)
+                copied = os.copy_file_range(self._origin, self._copy, length, at, at)
             except OSError as error:
                 if error.errno in _FULL:
-                    error.filename = os.fspath(self.destination)
+                    error.filename = os.fspath(self._destination)
                     raise
                 copied = 0  # by hand it works, or tells which of the files has failed
-            self.in_kernel = copied > 0
+            self._in_kernel = copied > 0
             at, length = at + copied, length - copied
-        if length:
-            self._by_hand(at, length)
-
-    def _by_hand(self, at: int, length: int) -> None:
-        buffer, zeros = bytearray(min(_BUFFER, length)), bytes(_BUFFER)
         while length:
-            view = memoryview(buffer)[:length]
-            with naming_file(self.source):
-                count = os.preadv(self.origin, [view], at)
-            if not count:
-                raise _shorter(self.source)
-            if buffer[:count] != zeros[:count]:
-                _write(self.copy_, view[:count], at, self.destination)
+            count = self._read_source(at, length)
+            if count < _BUFFER or self._read != self._zeros:
+                self._write(at, count)
             at, length = at + count, length - count
+
+    def _read_source(self, at: int, length: int) -> int:
+        with naming_file(self._source):
+            count = os.preadv(self._origin, [memoryview(self._read)[:length]], at)
+        if not count:
+            raise _shorter(self._source)
+        return count
+
+    def _write(self, at: int, length: int) -> None:
+        view = memoryview(self._read)[:length]
+        with naming_file(self._destination):
+            while view:
+                written = os.pwrite(self._copy, view, at)
+                view, at = view[written:], at + written
+
+    def _require_equal(self, at: int, length: int) -> None:
+        while length:
+            count = self._read_source(at, min(length, _BUFFER))
+            with naming_file(self._destination):
+                got = os.preadv(self._copy, [memoryview(self._written)[:count]], at)
+            equal = self._read == self._written
+            if count < _BUFFER:  # the end of a run: slices are slow
+                equal = self._read[:count] == self._written[:count]
+            if got != count or not equal:
+                message = f"differs from {self._source} after byte {at}"
+                raise OSError(errno.EIO, message, os.fspath(self._destination))
+            at, length = at + count, length - count
+
+
+def _begin_writing(copy: int, at: int, length: int) -> None:
+    """Let the disk begin with these bytes; nobody waits for it.
+
+    Or it would idle while we copy, and the last sync, which nothing can interrupt, would be long.
+    What the advice drops from the cache is only what has reached the disk, which is none of them.
+    """
+    with suppress(OSError):
+        os.posix_fadvise(copy, at, length, os.POSIX_FADV_DONTNEED)
 
 
 def _shorter(path: Path) -> OSError:

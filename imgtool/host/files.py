@@ -225,9 +225,10 @@ class Files:
         watch: Callable[[int], None],
         check: Callable[[], None],
         done: int = 0,
+        compare: bool = False,
     ) -> bool:
         """Copy all bytes of an image into a file that exists; see `copy_image`. Not synced."""
-        return copy_image(source, destination, watch=watch, check=check, done=done)
+        return copy_image(source, destination, watch=watch, check=check, done=done, compare=compare)
 
     def share(self, source: Path, destination: Path) -> bool:
         """Make a file that exists a reflink of another, if that can be; see `copying.share`."""

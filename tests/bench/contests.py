@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from tests.bench import branches
+from tests.bench import branches, storage
 from tests.bench.machines import (
     FOLDER,
     LIBVIRT,
@@ -53,6 +53,8 @@ def contests(effort: Effort) -> Iterator[tuple[str, Hold]]:
         yield f"delete-{disks}", _moving(branches.delete(disks))
         yield f"revert-{disks}", _moving(branches.revert(disks))
     yield "pull", _moving(branches.pull)
+    for name, kind in storage.names():
+        yield name, _moving(storage.copying(name, kind, GIB // 4 if effort.quick else GIB))
     for size in list(SIZES)[:2] if effort.quick else SIZES:
         yield f"external-full-{size}", _full(f"external-full-{size}", SIZES[size], "--disk-only")
         yield f"internal-full-{size}", _full(f"internal-full-{size}", SIZES[size])

@@ -64,3 +64,12 @@ def test_it_can_be_stopped(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         first_difference(one, one, watch=told.append, check=stop)
     assert told == [4 * MIB]
+
+
+@pytest.mark.parametrize(
+    ("end", "found"), [(4 * MIB, None), (5 * MIB, None), (5 * MIB + 1, 5 * MIB)]
+)
+def test_only_the_beginning(end: int, found: int | None, tmp_path: Path) -> None:
+    one = sparse(tmp_path / "one", 9 * MIB, (0, b"abc"))
+    other = sparse(tmp_path / "other", 6 * MIB, (0, b"abc"), (5 * MIB, b"!"))
+    assert first_difference(one, other, check=lambda: None, end=end) == found

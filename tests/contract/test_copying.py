@@ -94,9 +94,17 @@ def make_target(folder: Path, content: bytes = b"") -> Path:
     return path
 
 
-def copy(source: Path, target: Path, watcher: Watcher | None = None, done: int = 0) -> bool:
+def copy(
+    source: Path,
+    target: Path,
+    watcher: Watcher | None = None,
+    done: int = 0,
+    compare: bool = False,
+) -> bool:
     watcher = watcher or Watcher()
-    return Files().copy(source, target, watch=watcher.watch, check=watcher.check, done=done)
+    return Files().copy(
+        source, target, watch=watcher.watch, check=watcher.check, done=done, compare=compare
+    )
 
 
 def allocation(path: Path) -> int:
@@ -104,10 +112,11 @@ def allocation(path: Path) -> int:
     return path.stat().st_blocks * 512
 
 
-def test_a_copy_is_equal_and_sparse(place: Place) -> None:
+@pytest.mark.parametrize("compare", [False, True])
+def test_a_copy_is_equal_and_sparse(compare: bool, place: Place) -> None:
     source, target = make_source(place.source), make_target(place.target)
     watcher = Watcher()
-    assert copy(source, target, watcher) is place.shares
+    assert copy(source, target, watcher, compare=compare) is place.shares
     assert target.read_bytes() == source.read_bytes()
     assert allocation(target) <= allocation(source) + 4096 * len(RUNS)
     assert watcher.told == sorted(watcher.told)
@@ -195,7 +204,7 @@ def test_a_block_device_becomes_a_sparse_file(tmp_path: Path) -> None:
     os.truncate(image, SIZE // 4096 * 4096)
     target = make_target(tmp_path)
     with loop_device(image) as device:
-        assert not copy(device, target)
+        assert not copy(device, target, compare=True)
     assert target.read_bytes() == image.read_bytes()
     assert allocation(target) < SIZE // 2
 

@@ -93,12 +93,15 @@ class StoppedFiles(Files):
         watch: Callable[[int], None],
         check: Callable[[], None],
         done: int = 0,
+        compare: bool = False,
     ) -> bool:
         def told(count: int) -> None:
             watch(count)
             self._happens()
 
-        return super().copy(source, destination, watch=told, check=check, done=done)
+        return super().copy(
+            source, destination, watch=told, check=check, done=done, compare=compare
+        )
 
 
 def large(folder: Path) -> MadeDomain:
@@ -151,6 +154,7 @@ class FullFiles(Files):
         watch: Callable[[int], None],
         check: Callable[[], None],
         done: int = 0,
+        compare: bool = False,
     ) -> bool:
         if source.name == "two":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(destination))
