@@ -36,6 +36,7 @@ from tests.crash.scenario import digest
 
 from .asking import chain, disk, domain, info, loop_device, mounted, named, qemu_img, take
 from .jobs import SIZE, Trio, commit, refuses, resize, trio
+from .moves import migrate
 
 AWKWARD = "a:b, c\u00e9 -o.img"
 
@@ -305,6 +306,7 @@ def test_an_open_job_keeps_others_away(three: Trio, to: Path) -> None:
         lambda: take(three.made),
         lambda: copy(three.made, to / "other"),
         lambda: undefine(three.made),
+        lambda: migrate(three.made, to),
     ):
         error = refuses(to.parent, RefusedError, "disk 'vda' already in active block job", job=work)
         assert "--pivot" in error.remedy

@@ -288,6 +288,7 @@ def test_what_is_refused_while_it_is_mirrored(move: Move) -> None:
                 [api.CopyTarget(disk="vda", dest=str(move.root / "copy"))],
                 api.CopyOptions(),
             ),
+            "migrate": lambda: api.migrate(world, "vm", api.MigrateOptions(to=move.root)),
             "current": lambda: api.set_current_snapshot(world, "vm", "s0"),
         }
         for what, act in acts.items():
