@@ -31,7 +31,7 @@ from imgtool.model.plan import (
     Step,
 )
 from imgtool.model.snapshot import Snapshot
-from imgtool.plan.lineage import FileId, Held, Lineage, is_relative
+from imgtool.plan.lineage import FileId, Held, Lineage, files_of, is_relative
 from imgtool.plan.names import backing_name
 from imgtool.plan.undertaking import Undertaking, node, require_sound
 
@@ -150,10 +150,18 @@ def _delete_tag(target: str, held: Held, facts: DeleteFacts, draft: _Draft) -> N
     draft.steps.append(facts.change(target, image, commands, len(draft.steps)))
     draft.written.add(image.path)
     draft.ways.append((target, Way.LEAVE, image.path, 0))
-    name, overlays = held.snapshot.name, facts.lineage.children(image.identity.file)
-    if not overlays and not _still_needed(image, name, facts):
-        # What it shows is not what the tag held: that may be the only copy of something.
-        draft.notes.append(f"{target}: {image.spelled} stays, although nothing needs it any more")
+    # What it shows is not what the tag held: that may be the only copy of something.
+    draft.notes += _left(target, held.chain(target).images, held, facts)
+
+
+def _left(target: str, images: tuple[Image, ...], held: Held, facts: DeleteFacts) -> Iterator[str]:
+    """Layers that nothing needs any more. Who has made them is not known, so they stay."""
+    lineage = facts.lineage
+    needed = lineage.needed(but=held.snapshot.name) | files_of(lineage.current.values())
+    for image in reversed(images):
+        if image.identity.file in needed:
+            return
+        yield f"{target}: {image.spelled} stays, although nothing needs it any more"
 
 
 def _release(target: str, held: Held, facts: DeleteFacts, draft: _Draft) -> None:
@@ -167,6 +175,7 @@ def _release(target: str, held: Held, facts: DeleteFacts, draft: _Draft) -> None
     children = facts.lineage.children(base.identity.file)
     if way is Way.DROP:
         _drop(target, base, draft)
+        draft.notes += _left(target, held.chains[target].images[:-1], held, facts)
     elif way is Way.MERGE:
         _merge(target, base, children[0], facts, draft)
         draft.space.append(Space(target=target, folder=base.path.parent, size=size))

@@ -28,3 +28,20 @@ def test_an_image_stays_when_its_last_tag_goes(tmp_path: Path) -> None:
         api.delete_snapshot(world, "vm", "tag", api.DeleteOptions())
     assert said == [f"vda: {path} stays, although nothing needs it any more"]
     assert read_pattern(path, Format.QCOW2, 0, 4 * KIB) == b"\x77" * 4 * KIB
+
+
+def test_a_layer_below_what_is_dropped_stays(tmp_path: Path) -> None:
+    """Somebody may make other disks of it, which are not here."""
+    base = make_image(tmp_path / "base.qcow2", size=64 * KIB)
+    top = make_image(tmp_path / "top.qcow2", backing=base, backing_format=Format.QCOW2)
+    disk = Disk(target="vda", source=top, format=Format.QCOW2, format_name="qcow2")
+    made = make_domain(tmp_path, "vm", [disk])
+    said: list[str] = []
+    with api.open_world(made.uri, say=said.append) as world:
+        options = api.SnapshotOptions(disk_only=True)
+        api.take_snapshot(world, "vm", SnapshotRequest(name="s1"), options)
+        api.block_pull(world, "vm", [], api.PullOptions())
+        assert said == []
+        api.delete_snapshot(world, "vm", "s1", api.DeleteOptions())
+    assert said == [f"vda: {base} stays, although nothing needs it any more"]
+    assert (base.exists(), top.exists()) == (True, False)
