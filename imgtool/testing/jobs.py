@@ -91,7 +91,7 @@ class BlockJobs(Stage):
         )
         self._commit("inner commit", [target], {target: (base, top)}, options, trouble)
 
-    @precondition(lambda self: self.settled)
+    @precondition(lambda self: self.settled and self.deeper(1) and seldom("pull: done")(self))
     @rule(
         disk=numbers(MAX_DISKS),
         base=numbers(LAYERS),
@@ -100,16 +100,15 @@ class BlockJobs(Stage):
     )
     def pull(self, disk: int, base: int, relative: bool, trouble: Trouble) -> None:
         """Data come up into the active layer, from above some base; which may be next to it."""
-        target = self.target(disk)
+        deep = self.deeper(1)
+        target = deep[disk % len(deep)]
         top = self.depth(target)
-        if not top:
-            return
         options = api.PullOptions(
             base=str(self.expected.chains[target][base % top].path), keep_relative=relative
         )
         self._pull("pull", [target], {target: base % top}, options, trouble)
 
-    @precondition(lambda self: self.settled)
+    @precondition(lambda self: self.settled and seldom("flatten: done")(self))
     @rule(disk=numbers(MAX_DISKS), trouble=any_trouble())
     def flatten(self, disk: int, trouble: Trouble) -> None:
         """One disk, or all, until no base is left."""
@@ -122,7 +121,7 @@ class BlockJobs(Stage):
         disk=numbers(MAX_DISKS),
         sectors=st.integers(8, 2 * MAX_SIZE // 512),
         larger=st.booleans(),
-        force=st.booleans(),
+        force=st.sampled_from((True, True, False)),
         trouble=any_trouble(),
     )
     def resize(self, disk: int, sectors: int, larger: bool, force: bool, trouble: Trouble) -> None:
@@ -167,7 +166,14 @@ class BlockJobs(Stage):
         )
         self.rig.perform(operation, trouble)
 
-    @precondition(lambda self: self.settled and self.deeper(1) and self.expected.moments)
+    @precondition(
+        lambda self: (
+            self.settled
+            and self.deeper(1)
+            and self.expected.moments
+            and seldom("rebase: UnsupportedError")(self)
+        )
+    )
     @rule(disk=numbers(MAX_DISKS), number=numbers(LAYERS), trouble=any_trouble())
     def rebase(self, disk: int, number: int, trouble: Trouble) -> None:
         """Onto any other state of the disk, which may be longer, shorter, or above this one."""

@@ -37,7 +37,8 @@ def learned(expected: Expected, world: World, domain: str, reader: GuestReader) 
         moments = tuple(_moment(moment, recorded[moment.name]) for moment in moments)
     chains = {target: _chain(place, reader) for target, place in active.items()}
     states = [place for each in moments for place in each.places.values()]
-    needed = {layer.path for place in states for layer in _chain(place, reader)}
+    frozen = {place: [layer.path for layer in _chain(place, reader)] for place in states}
+    needed = {path for chain in frozen.values() for path in chain}
     needed |= {layer.path for chain in chains.values() for layer in chain}
     now = replace(expected, active=active, chains={**chains, **expected.chains}, moments=moments)
     spare = frozenset(_spare(expected, needed))
@@ -47,6 +48,7 @@ def learned(expected: Expected, world: World, domain: str, reader: GuestReader) 
         now,
         files=frozenset(files),
         spare=spare,
+        under={place.path: frozenset(chain[:-1]) for place, chain in frozen.items()},
         own=frozenset(layer for path in now.named() for layer in _below(path, reader)),
         relative=(expected.relative & files) | relative,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from imgtool.model.domain import SnapshotMode
@@ -49,6 +49,8 @@ class Expected:
     current: str | None = None  # name of a moment
     relative: frozenset[Path] = frozenset()  # overlays that name their base relatively
     spare: frozenset[Path] = frozenset()  # images that stay, whether a chain needs them or not
+    under: Mapping[Path, frozenset[Path]] = field(default_factory=dict)
+    """The layers below each image that a snapshot has taken."""
     own: frozenset[Path] = frozenset()  # what the snapshots name, with all that is below it
     edits: int = 0  # how often somebody has edited the XML by hand
 
@@ -104,6 +106,10 @@ class Expected:
             target: (*chain, active[target]) if active[target] != chain[-1] else chain
             for target, chain in self.chains.items()
         }
+        under = {
+            place.path: frozenset(layer.path for layer in self.chains[target][:-1])
+            for target, place in places.items()
+        }
         moment = Moment(
             name=name,
             parent=self.current,
@@ -117,6 +123,7 @@ class Expected:
             self,
             active=active,
             chains=chains,
+            under={**self.under, **under},
             files=self.files | made,
             moments=(*self.moments, moment),
             current=name,
@@ -154,10 +161,12 @@ class Expected:
     def without(self, name: str) -> Expected:
         """After a snapshot is deleted; the layout is to be learned.
 
-        An image stays when its last tag goes: what it shows now was never a part of the snapshot.
+        Only what it had frozen goes: not an image in which it had a tag, which shows something
+        else now, nor a layer below, whoever made that.
         """
         places = self.moment(name).places.values()
-        tagged = {place.path for place in places if place.tag is not None}
+        left = {place.path for place in places if place.tag is not None}
+        left |= {path for place in places for path in self.under.get(place.path, ())}
         parent = self.moment(name).parent
         moments = tuple(
             replace(each, parent=parent) if each.parent == name else each
@@ -165,7 +174,7 @@ class Expected:
             if each.name != name
         )
         current = parent if self.current == name else self.current
-        spare = self.spare | tagged
+        spare = self.spare | left
         return replace(self, chains={}, moments=moments, current=current, spare=spare)
 
     def forgotten(self, name: str) -> Expected:
