@@ -75,7 +75,7 @@ def test_for_longer(share: int, machine_steps: int, crash_points: CrashPoints) -
     events = run(-(-machine_steps // SHARES))
     assert events["steps"] * SHARES >= machine_steps
     wanted = {"guest write", "snapshot: done"}
-    if machine_steps >= 1000 * SHARES:  # else there may be too little of it in one share
+    if machine_steps >= 5000 * SHARES:  # else there may be too little of it in one share
         wanted |= {"die", "fail before", "fail after", "edit", "write"}
         wanted |= {"crash before the pivot", "crash after the pivot"}
         wanted |= {f"{name}: done" for name in OPERATIONS}
