@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from imgtool.model.errors import ImgtoolError, PendingError
+from imgtool.engine.interrupt import Interrupt
+from imgtool.model.errors import ImgtoolError, Interrupted, PendingError
 
 from .conftest import CrashPoints
 from .copyjobs import ACTS, Copying, make_copying
-from .dying import DeadError, Doom, Fate
+from .dying import DeadError, Doom, DyingFiles, DyingQemu, Fate
 from .matrix import calls, run_into
+from .test_signals import Signalling
 
 SOME = 4  # effects of each command in a quick run
 
@@ -120,3 +123,40 @@ def _aborted(copying: Copying) -> str:
     if copying.kind != "reuse":  # there, the old bytes of the destination are gone
         assert copying.is_plain()
     return str(ending or "old")
+
+
+@pytest.mark.parametrize("once", [True, False], ids=["once", "again-and-again"])
+def test_a_signal_before_some_effects(once: bool, place: Path) -> None:
+    _signal_at(place, once=once, step=13)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("once", [True, False], ids=["once", "again-and-again"])
+def test_a_signal_before_every_effect(once: bool, place: Path) -> None:
+    _signal_at(place, once=once, step=1)
+
+
+def _signal_at(place: Path, *, once: bool, step: int) -> None:
+    """Nothing is left of a copy; or the job is ready, or has pivoted, and it says so."""
+    copying = make_copying("copy", place)
+    seen: Counter[str] = Counter()
+    for at in range(1, calls(copying) + 1, step):
+        copying.fresh()
+        interrupt = Interrupt()
+        doom = Signalling(at=at, once=once, interrupt=interrupt)
+        with pytest.raises(Interrupted) as raised, copying.world(DyingFiles(doom)) as world:
+            copying.take(replace(world, qemu=DyingQemu(doom), interrupt=interrupt))
+        struck = f"call {at}: {doom.trace[at - 1]}; {raised.value!r}"
+        assert raised.value.exit_code == 130, struck
+        ending, said = copying.ending(), raised.value.message
+        if ending is not None:
+            assert (ending, "is ready, and stays so" in said) == ("ready", True), struck
+            copying.again()
+        elif copying.has_moved():
+            assert "came too late" in said, struck
+        else:
+            assert copying.is_plain(), struck
+            assert "nothing" in said, struck
+        seen[str(ending)] += 1
+    assert seen["None"], seen
