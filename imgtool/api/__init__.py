@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         create_mirror_files,
         create_overlay,
     )
-    from imgtool.api.recovery import pending, recover
+    from imgtool.api.recovery import copy_jobs, pending, recover
     from imgtool.api.revert import RevertOptions, RevertResult, revert_to
     from imgtool.api.snapshot import (
         DiskResult,
@@ -71,13 +71,13 @@ _HOMES = {
     "DiskResult": "snapshot",
     "Ending": "blockcopy",
     "JobResult": "blockjobs",
+    "MigrateOptions": "migration",
+    "MigrateResult": "migration",
     "MirrorEndOptions": "mirror_end",
     "MirrorEndResult": "mirror_end",
     "MirrorFilesResult": "mirrors",
     "OverlayOptions": "mirrors",
     "OverlayResult": "mirrors",
-    "MigrateOptions": "migration",
-    "MigrateResult": "migration",
     "PullOptions": "blockjobs",
     "RebaseOptions": "blockjobs",
     "RepairOptions": "checks",
@@ -96,9 +96,10 @@ _HOMES = {
     "block_pull": "blockjobs",
     "chains": "domains",
     "check": "checks",
+    "copy_chain": "chaincopy",
+    "copy_jobs": "recovery",
     "create_mirror_files": "mirrors",
     "create_overlay": "mirrors",
-    "copy_chain": "chaincopy",
     "default_uri": "world",
     "define": "domains",
     "delete_snapshot": "delete",
@@ -160,6 +161,7 @@ __all__ = [
     "chains",
     "check",
     "copy_chain",
+    "copy_jobs",
     "create_mirror_files",
     "create_overlay",
     "default_uri",

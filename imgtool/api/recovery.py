@@ -7,6 +7,7 @@ from imgtool.engine.jobs import all_jobs
 from imgtool.engine.recovery import Recovery, Waiting
 from imgtool.engine.world import World
 from imgtool.model.errors import NotFoundError
+from imgtool.model.job import CopyJob
 
 
 def recover(world: World, domain: str | None = None) -> Recovery:
@@ -21,6 +22,15 @@ def pending(world: World, domain: str | None = None) -> tuple[Waiting, ...]:
         return found
     uuid = _uuid(world, domain)
     return tuple(each for each in found if each.plan.uuid == uuid)
+
+
+def copy_jobs(world: World, domain: str | None = None) -> tuple[CopyJob, ...]:
+    """The copy jobs that are open: of one domain, or of all. Reads only. Raises PendingError."""
+    found = all_jobs(world)
+    if domain is None:
+        return found
+    uuid = _uuid(world, domain)
+    return tuple(job for job in found if job.uuid == uuid)
 
 
 def _uuid(world: World, domain: str) -> str:

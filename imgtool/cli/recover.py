@@ -10,6 +10,7 @@ from imgtool.cli.main import parse
 
 if TYPE_CHECKING:
     from imgtool.engine.recovery import Recovery, Waiting
+    from imgtool.model.job import CopyJob
 
 
 def run(_command: str, parser: Parser, argv: list[str], context: Context) -> int:
@@ -22,15 +23,14 @@ def run(_command: str, parser: Parser, argv: list[str], context: Context) -> int
     with context.world(options.domain) as (world, name):
         if options.list or context.dry_run:
             waiting = api.pending(world, name or None)
+            jobs = api.copy_jobs(world, name or None)
             facts = {"recovered": [], "pending": [_facts(each) for each in waiting]}
-            return context.answer(facts, lambda: _listing(waiting))
+            facts["jobs"] = [_job_facts(job) for job in jobs]
+            return context.answer(facts, lambda: _listing(waiting, jobs))
         recovery = api.recover(world, name or None)
     context.answer(_recovery_facts(recovery), lambda: _report(recovery))
     for job in recovery.jobs:
-        context.note(
-            f"{job.domain}: a copy job of {', '.join(job.targets)} is open, {job.phase}: "
-            f"imgtool -c {job.store} blockjob {job.domain} {job.targets[0]} --info"
-        )
+        context.note(_job(job))
     for problem in recovery.problems:
         context.note(f"{problem.message}\nremedy: {problem.remedy}")
     worst = max((problem.exit_code for problem in recovery.problems), default=0)
@@ -60,18 +60,26 @@ def _recovery_facts(recovery: Recovery) -> dict[str, Any]:
             for each in recovery.ended
         ],
         "pending": [_facts(each) for each in recovery.pending],
-        "jobs": [
-            {"domain": job.domain, "targets": list(job.targets), "phase": job.phase}
-            for job in recovery.jobs
-        ],
+        "jobs": [_job_facts(job) for job in recovery.jobs],
     }
 
 
-def _listing(waiting: tuple[Waiting, ...]) -> str:
+def _job_facts(job: CopyJob) -> dict[str, Any]:
+    return {"domain": job.domain, "targets": list(job.targets), "phase": job.phase}
+
+
+def _job(job: CopyJob) -> str:
+    """Copy jobs wait for their owner: nobody else knows which end was meant."""
+    info = f"imgtool -c {job.store} blockjob {job.domain} {job.targets[0]} --info"
+    return f"{job.domain}: a copy job of {', '.join(job.targets)} is open, {job.phase}: {info}"
+
+
+def _listing(waiting: tuple[Waiting, ...], jobs: tuple[CopyJob, ...]) -> str:
     lines = []
     for each in waiting:
         way = f"will go {each.direction.name.lower()}" if each.direction else "of another store"
         lines.append(f"{each.plan.domain}: {each.plan.summary} ({each.plan.store}): {way}")
+    lines += map(_job, jobs)
     return "\n".join(lines) or "nothing is pending"
 
 

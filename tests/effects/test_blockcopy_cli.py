@@ -118,6 +118,13 @@ def test_json_and_what_virsh_would_say(tmp_path: Path, capsys: pytest.CaptureFix
     shown = run(*job, "--info").splitlines()
     assert shown[0] == "Block Copy: [100.00 %]"
     assert shown[1].startswith("vda: ready, ")
+    listed = json.loads(run("--json", "recover", "--list"))
+    assert listed["jobs"] == [{"domain": "vm", "targets": ["vda"], "phase": "ready"}]
+    assert listed["pending"] == []
+    told = "vm: a copy job of vda is open, ready: "
+    assert run("recover", "vm", "--list").startswith(told)
+    recovered = typed(capsys, three, "recover")
+    assert (recovered.returncode, told in recovered.stderr) == (0, True)
     assert " type=Block Copy" in run(*job, "--raw").splitlines()
     lines = run(*job, "--pivot", "--dry-run").splitlines()
     assert lines[1:] == [f"  vda: switch to {dest}", "  pivot: redefine vm"]
