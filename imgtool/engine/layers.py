@@ -16,7 +16,7 @@ from imgtool.model.errors import FailedError
 from imgtool.model.image import Format, Image
 from imgtool.model.plan import CopyLayer, FlattenImage, Node, Plan
 
-SYNC_EVERY = 128 * 1024 * 1024  # bytes; the last sync cannot be interrupted, so it has to be short
+SYNC_EVERY = 64 * 1024 * 1024  # bytes; the last sync cannot be interrupted, so it has to be short
 
 
 class _StoppedError(Exception):

@@ -29,7 +29,7 @@ from imgtool.plan.flatten import flat_copy, require_flat
 from imgtool.plan.lineage import FileId, Lineage
 from imgtool.plan.names import check_overlay
 from imgtool.plan.relocation import Layer, layers_of, names_for, new_backing
-from imgtool.plan.repointing import Repointed, Settled, repointed
+from imgtool.plan.repointing import Repointed, Settled, all_repointed
 from imgtool.plan.sources import Kept, reason_to_keep
 from imgtool.plan.undertaking import Undertaking, require_sound
 
@@ -115,7 +115,9 @@ def plan_migrate(request: MigrateRequest, facts: MigrateFacts) -> MigratePlan:
     for target, place in _named(moving, facts):
         check_overlay(target, place)
     steps = tuple(_steps(moving, request, facts))
-    snapshots, notes = _snapshots(moving, facts)
+    snapshots, notes = all_repointed(
+        facts.lineage.held.values(), moving.settled, facts.files, facts.inactive
+    )
     plan = facts.plan(
         f"migration of {facts.head.domain.name} to {request.to}",
         steps,
@@ -225,25 +227,6 @@ def _moves(moving: _Moving, facts: MigrateFacts) -> Iterator[Move]:
         place = moving.settled.get(chain.active.identity.file)
         if place is not None:
             yield place.move(target)
-
-
-def _snapshots(
-    moving: _Moving, facts: MigrateFacts
-) -> tuple[tuple[Repointed, ...], tuple[str, ...]]:
-    """The records that change, and what is to be said of those that cannot."""
-    found, notes = [], []
-    for held in facts.lineage.held.values():
-        inactive = facts.inactive.get(held.snapshot.name, ())
-        changed = repointed(held, moving.settled, facts.files, inactive)
-        if changed is None:
-            continue
-        if changed.snapshot.domain_xml:
-            found.append(changed)
-        else:
-            notes.append(
-                f"snapshot {held.snapshot.name} has no copy of the domain XML and stays as it is"
-            )
-    return tuple(found), tuple(notes)
 
 
 def _named(moving: _Moving, facts: MigrateFacts) -> Iterator[tuple[str, Path]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,6 +33,28 @@ class Repointed:
     snapshot: Snapshot
     moves: tuple[Move, ...]  # in its copy of the domain XML
     inactive_moves: tuple[Move, ...]  # in that of the inactive one, if it has both
+
+
+def all_repointed(
+    held: Iterable[Held],
+    settled: Mapping[FileId, Settled],
+    files: Mapping[Path, FileId],
+    inactive: Mapping[str, tuple[Disk, ...]],
+) -> tuple[tuple[Repointed, ...], tuple[str, ...]]:
+    """The records that change, and what a person should know of those that cannot, wholly."""
+    found, notes = [], []
+    for each in held:
+        name = each.snapshot.name
+        changed = repointed(each, settled, files, inactive.get(name, ()))
+        if changed is None:
+            continue
+        if changed.snapshot.domain_xml:
+            found.append(changed)
+        else:
+            notes.append(f"snapshot {name} has no copy of the domain XML and stays as it is")
+        if each.snapshot.memory_file:
+            notes.append(f"snapshot {name}: its memory stays in {each.snapshot.memory_file}")
+    return tuple(found), tuple(notes)
 
 
 def repointed(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from imgtool import api
+from imgtool.model.errors import StoreError
 from imgtool.model.image import Format
-from imgtool.testing import KIB, read_pattern, write_pattern
+from imgtool.stores.base import DomainStore
+from imgtool.testing import KIB, differences, read_pattern, write_pattern
 from imgtool.xml.domain import parse_domain
 
 from .machine import PASSWORD, Machine
@@ -68,6 +73,37 @@ def test_a_running_domain_is_not_moved(machine: Machine, tmp_path: Path) -> None
     assert refused.returncode == 3, refused.stderr
     assert "is running" in refused.stderr
     assert list(new.iterdir()) == []
+
+
+class Unwilling:
+    """The store of a libvirt that takes the records, and then not the domain."""
+
+    def __init__(self, store: DomainStore) -> None:
+        self._store = store
+        self.records = ""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def pivot(self, domain: str, *, expected: str, xml: bytes) -> None:
+        self.records = b"".join(self._store.snapshots(domain)).decode()
+        raise StoreError(f"libvirt: {domain}: not today")
+
+
+def test_records_are_put_back(machine: Machine) -> None:
+    for name in ("s1", "s2"):
+        machine.virsh("snapshot-create-as", "vm", name, "--disk-only")
+    new = machine.folder / "new"
+    new.mkdir()
+    before = machine.captured()
+    with api.open_world(machine.uri, state_dir=machine.state_dir) as world:
+        store = Unwilling(world.store)
+        with pytest.raises(StoreError, match="not today"):
+            api.migrate(
+                replace(world, store=cast(DomainStore, store)), "vm", api.MigrateOptions(to=new)
+            )
+    assert f"{new}/" in store.records, "they had been changed already"
+    assert differences(before, machine.captured()) == []
 
 
 def active(machine: Machine, target: str) -> tuple[Path, Format]:

@@ -79,3 +79,17 @@ def test_a_pool_that_is_not_active(pooled: Machine, kind: str) -> None:
     assert "remedy: virsh pool-start images" in ended.stderr
     pooled.virsh("pool-start", "images")
     pooled.done("snapshot-create-as", "vm", "s1", *words)
+
+
+@pytest.mark.qemu
+def test_a_move(pooled: Machine) -> None:
+    new = pooled.folder / "new"
+    new.mkdir()
+    pooled.done("snapshot-create-as", "vm", "s1", "--diskspec", "vdc,snapshot=no")
+    pooled.done("migrate", "vm", "--to", new, "--delete-source")
+    moved = {target: str(new / pooled.image(target).name) for target in ("vda", "vdb", "vdc")}
+    assert pooled.sources() == moved
+    assert "volume" not in pooled.virsh("snapshot-dumpxml", "vm", "s1")
+    assert list(pooled.images.iterdir()) == []
+    with pooled.running():
+        assert pooled.open_files() == set(map(Path, moved.values()))
