@@ -37,6 +37,7 @@ OPERATIONS = (
     *("revert", "delete", "forget", "recover", "commit", "inner commit", "pull", "flatten"),
     *("resize", "shrink", "rename bases", "rebase"),
 )
+UNRECORDED = "snapshots and their parents|snapshots that are gone"
 COMMON = settings(
     stateful_step_count=STEPS,
     deadline=None,
@@ -185,9 +186,9 @@ def rig_with(
         (rig_with(files=SkipsAnExtent), "sectors differ|qemu-img check|internal snapshots"),
         (rig_with(files=NeverUnlinks), "stray file"),
         (rig_with(files=NeverUnblocks), "corrupt"),
-        (rig_with(store=NeverRecords), "snapshots and their parents|has no snapshot"),
+        (rig_with(store=NeverRecords), f"{UNRECORDED}|has no snapshot"),
         (rig_with(store=OverwritesEdits), "title"),
-        (rig_with(store=PivotsEarly), "snapshots and their parents|current snapshot"),
+        (rig_with(store=PivotsEarly), f"{UNRECORDED}|current snapshot"),
         (rig_with(qemu=NeverMerges), "sectors differ"),
         (rig_with(qemu=PullsNothing), "sectors differ"),
     ],
