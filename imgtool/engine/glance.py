@@ -269,5 +269,6 @@ def _named(head: Head, held: Iterable[Held]) -> Iterator[Path]:
             if disk.source is not None:
                 yield Path(os.path.realpath(disk.source))
         for part in (*each.snapshot.disks, *each.snapshot.revert_disks):
-            if part.source.startswith("/"):
-                yield Path(os.path.realpath(part.source))
+            for path in (part.source, part.mirror):
+                if path.startswith("/"):
+                    yield Path(os.path.realpath(path))

@@ -28,6 +28,19 @@ class Mirroring(Scenario):
     act: Act
     after: str  # digest of what an undisturbed run leaves, where that is always the same
 
+    @property
+    def arguments(self) -> list[str]:
+        specs = []
+        for each in _wishes(self.folder):
+            specs += ["--diskspec", f"{each.name},file={each.source},mirror={each.mirror}"]
+        words = {
+            "files": ["mirror-create", "vm", *specs],
+            "snapshot": ["snapshot-create-as", "vm", "s1", "--disk-only", *specs],
+            "pivot": ["snapshot-delete", "vm", "s1", "--mirror-pivot"],
+            "abort": ["snapshot-delete", "vm", "s1", "--mirror-abort"],
+        }
+        return ["-c", f"dir:{self.folder}", "--jobs", "1", *words[self.kind]]
+
     def take(self, world: World) -> None:
         self.act(world)
 

@@ -11,6 +11,7 @@ from imgtool.testing import Outcome
 from .branches import make_branching
 from .conftest import CrashPoints
 from .jobs import make_job
+from .mirrors import MIRRORINGS, make_mirroring
 from .scenario import KINDS, Scenario, make_scenario
 from .strace import Point, changing_calls, run_into, spread
 
@@ -55,6 +56,24 @@ def test_calls_that_move_data(
     scenario = MOVES[name](name, place)
     points = changing_calls(scenario.arguments, scenario.folder, place / "log")
     offset = list(MOVES).index(name) + FAULTS.index(fault)
+    tried = [_strike(scenario, point, fault) for point in spread(points, count, offset)]
+    assert count == FEW or {*tried} == {*Outcome}, tried
+    crash_points(f"system calls, {name}, {fault}", len(tried))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("name", MIRRORINGS)
+@pytest.mark.parametrize(
+    "count", [pytest.param(FEW, marks=pytest.mark.long), pytest.param(200, marks=pytest.mark.soak)]
+)
+@pytest.mark.strace
+@pytest.mark.timeout(1800)
+def test_calls_of_what_is_mirrored(
+    name: str, fault: str, count: int, place: Path, crash_points: CrashPoints
+) -> None:
+    scenario = make_mirroring(name, place)
+    points = changing_calls(scenario.arguments, scenario.folder, place / "log")
+    offset = list(MIRRORINGS).index(name) + FAULTS.index(fault)
     tried = [_strike(scenario, point, fault) for point in spread(points, count, offset)]
     assert count == FEW or {*tried} == {*Outcome}, tried
     crash_points(f"system calls, {name}, {fault}", len(tried))

@@ -426,6 +426,22 @@ def test_check_has_nothing_against_it(
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_a_mirror_beside_the_disk_is_no_stray(
+    move: Move, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mirror = move.old.with_name("mirror")
+    take(move.made, external(file=move.migrate, mirror=str(mirror)))
+    for command in ("check", "gc"):
+        done = typed(capsys, "-c", move.made.uri, command, "vm")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert str(mirror) not in done.stdout
+    assert mirror.exists()
+    said: list[str] = []
+    move.end(pivot=True, said=said)  # which builds on the old place itself: that is said
+    assert any("both places" in line for line in said)
+    assert named(move.made).source == mirror
+
+
 @pytest.mark.parametrize("name", ["a,b", "a:b", "nbd:b", "a b", "-h", "\u00e4\u0301", "json:{}"])
 def test_strange_names_all_the_way(name: str, tmp_path: Path) -> None:
     """Of the disk, its overlay and its mirror; without file=, the overlay has libvirt's name."""
