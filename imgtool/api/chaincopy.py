@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imgtool.api.world import working_on
-from imgtool.engine import survey
+from imgtool.engine import guard, survey
 from imgtool.engine.chaincopy import CHECKPOINT, Copied, Copier
 from imgtool.engine.checkpoint import Checkpoints
 from imgtool.engine.world import World
 from imgtool.model.domain import Disk, Head
 from imgtool.model.errors import BadRequestError, NotFoundError
-from imgtool.model.image import Chain
+from imgtool.model.image import Chain, Image
 from imgtool.plan.chaincopy import LayerCopy, plan_chain_copy
 
 
@@ -73,16 +73,40 @@ def _result(head: Head, options: ChainCopyOptions, done: tuple[Copied, ...]) -> 
 
 
 def _layers(world: World, head: Head, disks: Sequence[str], to: Path) -> tuple[LayerCopy, ...]:
-    chains = _chains(world, head, disks)
+    folder = _folder(to)
+    waiting = _mirrors(world, head)
+    chains = _chains(world, head, disks or tuple(waiting))
     if not chains:
         raise BadRequestError(
             f"{head.domain.name}: no disk has layers below its active one",
             remedy="take an external snapshot first: what it builds on can then be copied",
         )
-    layers = plan_chain_copy(chains, _folder(to), head.domain.name)
+    mirrors = {
+        target: _mirror(target, path, folder, world)
+        for target, path in waiting.items()
+        if target in chains
+    }
+    layers = plan_chain_copy(chains, folder, head.domain.name, mirrors)
     for layer in layers:
-        _require_plain_folders(layer, _folder(to))
+        _require_plain_folders(layer, folder)
     return layers
+
+
+def _mirrors(world: World, head: Head) -> dict[str, Path]:
+    """Where mirrors wait for their layers: of the disks that the current snapshot mirrors."""
+    snapshot = guard.mirrored(world, head)
+    disks = snapshot.disks if snapshot is not None else ()
+    return {disk.name: Path(disk.mirror) for disk in disks if disk.mirror}
+
+
+def _mirror(target: str, path: Path, folder: Path, world: World) -> Image:
+    """Raises BadRequestError if it looks for its layers in another folder."""
+    if Path(os.path.realpath(path.parent)) != folder:
+        raise BadRequestError(
+            f"{target}: its mirror {path} looks for its layers in {path.parent}, not in {folder}",
+            remedy=f"copy them there: --to {path.parent}",
+        )
+    return survey.prepared(target, path, world).image
 
 
 def _folder(to: Path) -> Path:

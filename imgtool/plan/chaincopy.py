@@ -33,14 +33,17 @@ class LayerCopy:
 
 
 def plan_chain_copy(
-    chains: Mapping[str, Chain], folder: Path, domain: str
+    chains: Mapping[str, Chain],
+    folder: Path,
+    domain: str,
+    mirrors: Mapping[str, Image] | None = None,
 ) -> tuple[LayerCopy, ...]:
     """Every layer below the active one of each chain, its base first, and each layer once.
 
-    `folder` is real, without links. What the active layer (or the mirror in its place) records
-    leads to the first copy, what that records to the next. Raises ChainError for a name that would
-    not lead there, BadRequestError where there is nothing to copy, ExistsError for two layers
-    that want one name.
+    `folder` is real, without links. What the active layer (or the mirror of the disk, in `folder`)
+    records leads to the first copy, what that records to the next. Raises ChainError for a name
+    that would not lead there, BadRequestError where there is nothing to copy, ExistsError for two
+    layers that want one name.
     """
     found: dict[Path, LayerCopy] = {}
     for target, chain in chains.items():
@@ -49,7 +52,8 @@ def plan_chain_copy(
                 f"{target}: has no layers below {chain.active.spelled}",
                 remedy="take an external snapshot first: what it builds on can then be copied",
             )
-        for layer in _layers(target, chain, folder, domain):
+        mirror = (mirrors or {}).get(target)
+        for layer in _layers(target, _under(mirror, chain), folder, domain, mirror):
             known = found.get(layer.copy)
             if known is None:
                 found[layer.copy] = layer
@@ -64,13 +68,21 @@ def plan_chain_copy(
     return tuple(found.values())
 
 
-def _layers(target: str, chain: Chain, folder: Path, domain: str) -> tuple[LayerCopy, ...]:
+def _under(mirror: Image | None, chain: Chain) -> Chain:
+    """The chain as the mirror will see it."""
+    return chain if mirror is None else Chain((*chain.images[:-1], mirror))
+
+
+def _layers(
+    target: str, chain: Chain, folder: Path, domain: str, mirror: Image | None
+) -> tuple[LayerCopy, ...]:
     """From the base to the layer below the active one."""
     layers = []
     at = folder  # where the overlay whose base comes next will be
     for image, overlay in reversed(list(zip(chain.images, chain.images[1:], strict=False))):
         require_sound(target, image)
-        name = _name(target, overlay, domain, active=overlay is chain.active)
+        copied = overlay is not chain.active
+        name = _name(target, overlay, domain, kept=copied or mirror is not None)
         copy = Path(os.path.normpath(at / name))
         if not copy.is_relative_to(folder) or copy == folder:
             raise ChainError(
@@ -83,14 +95,14 @@ def _layers(target: str, chain: Chain, folder: Path, domain: str) -> tuple[Layer
     return tuple(reversed(layers))
 
 
-def _name(target: str, overlay: Image, domain: str, *, active: bool) -> str:
-    """How an overlay's copy will find its base: as it does now, from its own folder."""
+def _name(target: str, overlay: Image, domain: str, *, kept: bool) -> str:
+    """How an overlay, or its copy, will find its base: as it does now, from its own folder."""
     name = overlay.backing or ""
     if not Path(name).is_absolute():
         return name
-    if active:  # it is not copied; the mirror that takes its place names its base by itself
+    if not kept:  # the mirror that takes its place will record its base by its last name
         return Path(name).name
     raise ChainError(
-        f"{target}: {overlay.spelled} names its base absolutely ({name}), and so would its copy",
+        f"{target}: {overlay.spelled} names its base absolutely ({name}), where no copy of it is",
         remedy=f"imgtool rebase {domain} {target} --relative, with the domain shut off",
     )

@@ -47,6 +47,7 @@ from tests.crash.scenario import digest
 
 from .asking import chain, disk, domain, qemu_img
 from .jobs import Trio, refuses, trio
+from .mirrored import make_move
 
 BIG = 40 * MIB  # bytes of a raw base: several strides
 
@@ -551,3 +552,29 @@ def test_a_real_ctrl_c(tmp_path: Path) -> None:
     assert leftovers(made.folder, new) == []
     assert imgtool(*words).returncode == 0
     assert (new / "big.raw").read_bytes() == (tmp_path / "big.raw").read_bytes()
+
+
+def test_a_mirror_gets_what_it_needs(tmp_path: Path) -> None:
+    move = make_move(tmp_path)
+    move.mirrored(disk_only=True)
+    there = move.new.parent
+    error = refuses(tmp_path, BadRequestError, "vda", "new.qcow2", job=copy, made=move.made,
+                    to=tmp_path)  # fmt: skip
+    assert error.remedy.endswith(f"--to {there}")
+    assert actions(copy(move.made, there)) == {"common": "copied", "old.qcow2": "copied"}
+    guest = move.guest()
+    move.end(pivot=True)
+    assert move.layers() == [there / name for name in ("new.qcow2", "old.qcow2", "common")]
+    assert move.guest() == guest
+
+
+def test_a_mirror_that_looks_elsewhere(tmp_path: Path) -> None:
+    """It is the mirror's own name that counts, not the active layer's."""
+    move = make_move(tmp_path)
+    move.mirrored(disk_only=True)
+    words = ("rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b")
+    qemu_img(*words, move.old, move.new)
+    to = move.new.parent
+    refuses(tmp_path, ChainError, "new.qcow2", "absolutely", job=copy, made=move.made, to=to)
+    qemu_img(*words, "other", move.new)
+    assert actions(copy(move.made, to)) == {"common": "copied", "other": "copied"}
