@@ -221,6 +221,8 @@ def _same(
 
 def _is_current(job: CopyJob, chains: dict[str, Chain], world: World) -> bool:
     """Whether what the job has copied is what the disks still show, and is there."""
+    if any(disk.has_block_devices for disk in job.disks):
+        return False  # nobody can tell without reading all of it
     sources = all(are_still(disk.layers, chains[disk.target]) for disk in job.disks)
     return sources and destinations.can_go_on(job, world)
 

@@ -82,7 +82,7 @@ def discard(job: CopyJob, room: Room, world: World) -> None:
             if any(each.id == job.id and each.phase is Phase.READY for each in room.jobs.read()):
                 room.jobs.put(job)  # or a crash would leave a job that calls a removed copy whole
             for disk in job.disks:
-                if not disk.reuse and os.path.lexists(disk.dest) and is_ours(disk, world):
+                if not disk.reuse and os.path.lexists(disk.dest) and _may_go(job, disk, world):
                     with naming(disk.target, disk.dest):
                         world.files.unlink(disk.dest)
             drop_staged(job, world)
@@ -97,6 +97,20 @@ def discard(job: CopyJob, room: Room, world: World) -> None:
 def command_for(job: CopyJob) -> str:
     """How to ask imgtool about a job."""
     return f"imgtool -c {job.store} blockjob {job.domain} {job.targets[0]}"
+
+
+def _may_go(job: CopyJob, disk: DiskCopy, world: World) -> bool:
+    """Whether a destination is as we have made it, and nobody has let the domain use it."""
+    if not is_ours(disk, world):
+        return False
+    try:
+        head = world.store.head(job.uuid)
+    except NotFoundError:
+        return True
+    if _uses(head, disk):
+        world.say(f"{disk.target}: {disk.dest} is in use by {job.domain} and stays where it is")
+        return False
+    return True
 
 
 def is_ours(disk: DiskCopy, world: World) -> bool:

@@ -42,7 +42,7 @@ def pivot(job: CopyJob, planned: PivotPlan, head: Head, room: Room, world: World
 
 def _require_equal_devices(disk: DiskCopy, world: World) -> None:
     """The times of block devices do not tell whether they were written to: their data do."""
-    if not any(layer.block_device for layer in (*disk.layers, *disk.copied)):
+    if not disk.has_block_devices:
         return
     top = disk.layers[-1]
     source = Node(path=top.path, format=disk.source_format, block_device=top.block_device)

@@ -25,8 +25,13 @@ class Layer:
     block_device: bool = False  # whose times say nothing of its data
 
     def is_still(self, now: Identity) -> bool:
-        """Whether it is that file, not written to since. Device numbers change at boot."""
+        """Whether it is that file, not written to since. Device numbers change at boot.
+
+        Of a block device, only its size is known: whoever asks must look at its data.
+        """
         then = self.identity
+        if self.block_device:
+            return then.size == now.size
         return (then.inode, then.size, then.mtime_ns) == (now.inode, now.size, now.mtime_ns)
 
 
@@ -51,6 +56,11 @@ class DiskCopy:
     reuse: bool = False  # somebody else has made `dest`: it is never removed
     block_device: bool = False  # `dest` is one
     copied: tuple[Layer, ...] = ()  # what was written, once it is whole, compared and synced
+
+    @property
+    def has_block_devices(self) -> bool:
+        """Whether only the data can tell if source or copy were written to since."""
+        return any(layer.block_device for layer in (*self.layers, *self.copied))
 
     @property
     def asked(self) -> tuple[str, Path, Format, bool, bool]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from imgtool import api
+from imgtool.engine.jobfile import JobFile
 from imgtool.engine.world import World
+from imgtool.host.files import Files
 from imgtool.model.domain import Disk
 from imgtool.model.errors import (
     BadRequestError,
@@ -349,6 +352,19 @@ def test_a_domain_that_names_another_image_meanwhile(three: Trio, to: Path) -> N
     assert named(three.made).source == other
 
 
+def test_a_copy_that_somebody_lets_the_domain_use_is_never_removed(three: Trio, to: Path) -> None:
+    """Killed after it had its name and before the job was ready, and named by hand then."""
+    copy(three.made, to / "copy")
+    (path,) = three.made.folder.glob(".imgtool/*/job")
+    file = JobFile(path, Files())
+    (known,) = file.read()
+    file.put(replace(known, phase=Phase.COPYING))
+    three.made.xml.write_text(three.made.xml.read_text().replace(str(three.top), str(to / "copy")))
+    abort(three.made)
+    assert three.layers() == [to / "copy"]
+    three.assert_same()
+
+
 def test_somebody_pivots_by_hand(three: Trio, to: Path) -> None:
     copy(three.made, to / "copy")
     three.made.xml.write_text(three.made.xml.read_text().replace(str(three.top), str(to / "copy")))
@@ -365,7 +381,6 @@ def test_the_copy_is_locked_against_qemu_while_it_is_made(three: Trio, to: Path)
 
 def writing(path: Path) -> Any:
     """Hold an image as QEMU does while it writes it."""
-    from imgtool.host.files import Files
     from imgtool.host.locks import PinnedImages
     from imgtool.model.plan import Pin
 
@@ -474,7 +489,6 @@ def test_reuse_of_a_block_device(three: Trio, to: Path) -> None:
         device.write_bytes(b"x" * 4096)  # nothing but its data shows that
         with pytest.raises(ImageChangedError):
             pivot(three.made)
-        abort(three.made)
         copy(three.made, device, fmt=Format.RAW, reuse_external=True, pivot=True)
         found = named(three.made)
         assert (found.type, found.source, found.format) == ("block", device, Format.RAW)

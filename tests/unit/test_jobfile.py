@@ -96,3 +96,6 @@ def test_an_image_is_still_the_same_after_a_boot() -> None:
     assert layer.is_still(Identity(9, 2, 3, 4)), "device numbers change"
     for other in (Identity(1, 9, 3, 4), Identity(1, 2, 9, 4), Identity(1, 2, 3, 9)):
         assert not layer.is_still(other)
+    device = replace(layer, block_device=True)
+    assert device.is_still(Identity(9, 0, 3, 9)), "its node is made at each boot"
+    assert not device.is_still(Identity(9, 0, 9, 9))
