@@ -67,6 +67,7 @@ class LoggedDisk:
 
     mountpoint: Path
     log: Path
+    device: Path  # the loop device under it
 
     def logged(self) -> int:
         """How many requests the disk has completed by now: a mark in its log."""
@@ -96,24 +97,35 @@ def copy_image(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def loop_device(file: Path) -> Iterator[Path]:
-    device = tool("losetup", "--find", "--show", file).strip()
+def loop_device(file: Path, other_than: Path | None = None) -> Iterator[Path]:
+    """A block device that is this file; not that one, whoever has it now or had it before."""
+    device = _attach(file)
     try:
-        yield Path(device)
+        if device != other_than:
+            yield device
+        else:  # it is taken now, so the next one is another
+            with loop_device(file) as other:
+                yield other
     finally:
         tool("losetup", "--detach", device)
 
 
+def _attach(file: Path) -> Path:
+    return Path(tool("losetup", "--find", "--show", file).strip())
+
+
 @contextmanager
-def mounted(fs: FileSystem, image: Path, mountpoint: Path) -> Iterator[None]:
-    """Mount `image`, and unmount it whatever happens.
+def mounted(
+    fs: FileSystem, image: Path, mountpoint: Path, other_than: Path | None = None
+) -> Iterator[Path]:
+    """Mount `image`, and unmount it whatever happens; yields its device, which is not that one.
 
     Raises ToolError if it cannot be mounted, or is still in use at the end; it is detached then.
     """
-    with loop_device(image) as device:
+    with loop_device(image, other_than) as device:
         tool("mount", "-t", fs.kind, "-o", fs.options, device, mountpoint)
         try:
-            yield
+            yield device
         finally:
             _unmount(mountpoint)
 
@@ -130,8 +142,8 @@ def logged_disk(
     log.touch(exist_ok=False)
     with ExitStack() as stack:
         export = stack.enter_context(_export(image, log, scratch))
-        stack.enter_context(mounted(fs, export, mountpoint))
-        yield LoggedDisk(mountpoint, log)
+        device = stack.enter_context(mounted(fs, export, mountpoint))
+        yield LoggedDisk(mountpoint, log, device)
 
 
 def tool(*command: str | Path) -> str:

@@ -22,6 +22,7 @@ class Recording:
 
     base: Path  # the disk's image before the first entry
     log: Path
+    device: Path  # what the disk was then
     entries: tuple[Entry, ...]
     start: int  # where the work began
     done: int  # where it returned; what comes later is somebody else's sync
@@ -65,7 +66,8 @@ def record(
         _sync_something_else(mountpoint)
         end = logged.logged()
     image.unlink()
-    return Recording(base, logged.log, read_log(logged.log, end), start, done)
+    entries = read_log(logged.log, end)
+    return Recording(base, logged.log, logged.device, entries, start, done)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,11 +151,11 @@ def _report(
     cuts = (*flush_cuts(entries, start, done), *random_cuts)
 
     image, bad, began = recording.base.parent / "cut", [], time.monotonic()
-    # held so that the cuts get a loop device of another number than the work had
-    with loop_device(recording.base):
+    with loop_device(recording.base):  # mostly takes the number that the work had
         for cut in rebuild(recording, cuts, image):
             verdict = check_done if check_done and cut.at >= done else check
-            if (reason := _judge(fs, image, mountpoint, verdict)) is not None:
+            with_another_number = mounted(fs, image, mountpoint, other_than=recording.device)
+            if (reason := _judge(with_another_number, mountpoint, verdict)) is not None:
                 bad.append(BadCut(cut, reason))
     return CutReport(
         fs=fs.name,
@@ -196,10 +197,10 @@ def _apply(recording: Recording, log: int, piece: Piece, disk: int) -> None:
         data, at = data[written:], at + written
 
 
-def _judge(fs: FileSystem, image: Path, mountpoint: Path, check: Check) -> str | None:
-    """What is wrong with the file system in `image`, or None."""
+def _judge(disk: AbstractContextManager[object], mountpoint: Path, check: Check) -> str | None:
+    """What is wrong with the file system of `disk`, or None."""
     try:
-        with mounted(fs, image, mountpoint):
+        with disk:
             return check(mountpoint)
     except Exception as error:  # whatever it is, this cut broke something
         return f"{type(error).__name__}: {error}"

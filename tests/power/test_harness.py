@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import PowerCuts
-from .disk import BTRFS, EXT4, EXT4_BARE, XFS, FileSystem, scratch_folder
+from .disk import BTRFS, EXT4, EXT4_BARE, XFS, FileSystem, loop_device, scratch_folder
 from .record import Work
 from .replay import Check, run_with_cuts
 
@@ -136,6 +136,17 @@ def test_what_a_check_changes_is_gone_at_the_next_cut(power: PowerCuts) -> None:
 
     report = power(XFS, prepare=prepare, act=save, check=spoil, subsets=10, seed=2)
     assert not report.bad, report.explain()
+
+
+def test_a_loop_device_is_another_than_that_one(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(bytes(1 << 20))
+    with loop_device(file) as first:
+        pass
+    with loop_device(file, other_than=first) as second:
+        assert second != first
+    with loop_device(file) as held, loop_device(file, other_than=held) as third:
+        assert third != held
 
 
 def test_device_numbers_change_as_at_a_reboot(power: PowerCuts) -> None:
