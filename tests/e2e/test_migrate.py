@@ -65,6 +65,26 @@ def test_snapshots_go_along(machine: Machine, delete: bool) -> None:
 
 
 @pytest.mark.qemu
+def test_a_snapshot_of_a_running_domain_goes_along(machine: Machine) -> None:
+    """It holds two domains, the one that ran and the one that was to be started next."""
+    machine.virsh("detach-disk", "vm", "vdc", "--config")
+    with machine.running():
+        machine.virsh("snapshot-create-as", "vm", "live")
+    new = machine.folder / "new"
+    new.mkdir()
+    machine.done("migrate", "vm", "--to", new, "--delete-source")
+    assert not machine.image("vda").exists()
+    xml = machine.virsh("snapshot-dumpxml", "vm", "live")
+    assert "<inactiveDomain" in xml
+    assert xml.count(f"{new}/") == 4
+    assert f"{machine.images}/" not in xml
+    machine.virsh("snapshot-revert", "vm", "live")
+    assert machine.open_files() == {new / "vm-vda.qcow2", new / "vm-vdb.qcow2"}
+    machine.virsh("destroy", "vm")
+    assert {Path(path).parent for path in machine.sources().values()} == {new}
+
+
+@pytest.mark.qemu
 def test_a_running_domain_is_not_moved(machine: Machine, tmp_path: Path) -> None:
     new = tmp_path / "new"
     new.mkdir()

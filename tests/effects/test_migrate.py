@@ -288,14 +288,26 @@ def test_a_reflink_needs_no_space(tmp_path: Path) -> None:
         assert named(made).source == new / "top.raw"
 
 
-def test_no_space_half_way(tmp_path: Path) -> None:
-    """A file that grows when it is copied: holes are kept, but a tmpfs has its own idea of size."""
+class HopefulFiles(Files):
+    """Sees room wherever it looks, as where somebody else fills the disk meanwhile."""
+
+    def free_bytes(self, folder: Path) -> int:
+        return 1 << 40
+
+
+@pytest.mark.parametrize("limit", ["nr_inodes=7", "size=2m"])
+def test_no_space_half_way(tmp_path: Path, limit: str) -> None:
     made = tree(tmp_path)
     before = digest(tmp_path / "images"), shown(made)
-    with mounted("tmpfs", tmp_path / "mnt", "nr_inodes=7") as mnt:
-        refuses(tmp_path, made, mnt, FailedError, "No space left on device")
+    with mounted("tmpfs", tmp_path / "mnt", limit) as mnt:
+        with pytest.raises(FailedError, match="No space left on device") as raised:
+            with api.open_world(made.uri, files=HopefulFiles()) as world:
+                api.migrate(world, "vm", api.MigrateOptions(to=mnt))
+        assert raised.value.remedy == "free some space there"
         assert list(mnt.iterdir()) == []
     assert (digest(tmp_path / "images"), shown(made)) == before
+    with api.open_world(made.uri) as world:
+        assert api.pending(world) == ()
 
 
 def test_read_only_storage(tmp_path: Path, new: Path) -> None:
