@@ -25,7 +25,15 @@ def run(command: str, parser: Parser, argv: list[str], context: Context) -> int:
     return (_copy if command == "blockcopy" else _job)(parser, argv, context)
 
 
+_PHASES = """The command copies, and compares, until the job is ready; Ctrl-C before that leaves
+nothing. If it is killed, the job stays: the same command goes on with it, copying from its
+beginning each disk that was not finished, and blockjob --abort ends it. From ready, blockjob
+--pivot lets the domain use the copies, as long as its disks are as they were copied; --abort
+keeps them, and the domain as it is. The domain may be started meanwhile."""
+
+
 def _copy(parser: Parser, argv: list[str], context: Context) -> int:
+    parser.epilog = _PHASES
     parser.data("path", "target of a disk, or the path of its active layer")
     parser.data("dest", "the copy to create")
     parser.data("format", "raw or qcow2; default: that of the disk")

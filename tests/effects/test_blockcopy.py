@@ -13,6 +13,7 @@ from imgtool import api
 from imgtool.engine.jobfile import JobFile
 from imgtool.engine.world import World
 from imgtool.host.files import Files
+from imgtool.host.locks import PinnedImages
 from imgtool.model.domain import Disk
 from imgtool.model.errors import (
     BadRequestError,
@@ -27,6 +28,7 @@ from imgtool.model.errors import (
 )
 from imgtool.model.image import Format, Qcow2Features
 from imgtool.model.job import Phase
+from imgtool.model.plan import Pin
 from imgtool.testing import (
     KIB,
     MIB,
@@ -379,11 +381,8 @@ def test_the_copy_is_locked_against_qemu_while_it_is_made(three: Trio, to: Path)
     assert list(to.iterdir()) == []
 
 
-def writing(path: Path) -> Any:
+def writing(path: Path) -> PinnedImages:
     """Hold an image as QEMU does while it writes it."""
-    from imgtool.host.locks import PinnedImages
-    from imgtool.model.plan import Pin
-
     pinned = PinnedImages()
     pin = Pin(target="x", path=path, identity=Files().identity(path), exclusive=True)
     pinned.pin([pin])

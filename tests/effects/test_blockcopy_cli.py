@@ -156,8 +156,9 @@ def test_verbose_says_how_far_it_is_where_nobody_draws(
 
 
 def test_help_says_that_it_always_waits() -> None:
-    shown = imgtool("blockcopy", "--help").stdout
-    assert "always copies until the job is ready" in " ".join(shown.split())
+    shown = " ".join(imgtool("blockcopy", "--help").stdout.split())
+    assert "always copies until the job is ready" in shown
+    assert "If it is killed, the job stays: the same command goes on with it" in shown
 
 
 @pytest.fixture
@@ -259,6 +260,10 @@ def test_killed_in_the_middle_of_a_copy(way: str, slow: Trio) -> None:
     other = imgtool(*store, "snapshot-create-as", "vm", "s1", "--disk-only")
     assert_refused(other, 3, "disk 'vda' already in active block job")
     assert not dest(slow).exists()
+    (staged,) = folder.glob(".imgtool-*")
+    assert imgtool(*store, "gc", "vm", "--force").returncode == 0
+    assert staged.exists(), "gc has taken what a job needs"
+    assert "note: vm: vda: a copy job" in imgtool(*store, "check", "vm").stdout
     if way == "abort":
         done = imgtool(*store, "blockjob", "vm", "vda", "--abort")
         assert done.stdout == "Job aborted: no copy is left\n", done.stderr
