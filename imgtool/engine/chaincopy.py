@@ -185,10 +185,10 @@ class Copier:
 
     def _bring(self, layer: LayerCopy, begun: Checkpoint) -> Copied:
         """Copy, verify, sync and publish one layer. A crash leaves what the checkpoint says."""
-        files = self.world.files
+        files, kept = self.world.files, begun.valid
         with naming(layer.target, layer.copy):
             if not begun.complete:
-                self._copy(layer, begun)
+                kept = self._copy(layer, begun)
                 self._verify(layer, begun)
                 files.take_rights(begun.staged, layer.source.path)
                 files.sync_file(begun.staged)
@@ -200,13 +200,16 @@ class Copier:
             files.publish(begun.staged, layer.copy)
             files.unlink(begun.staged)
         action = Action.REFLINKED if begun.shared else Action.COPIED
-        return Copied(layer=layer, action=action, resumed=0 if begun.shared else begun.valid)
+        return Copied(layer=layer, action=action, resumed=kept)
 
-    def _copy(self, layer: LayerCopy, begun: Checkpoint) -> None:
-        """All bytes; unless they are trusted, each is read back and compared."""
+    def _copy(self, layer: LayerCopy, begun: Checkpoint) -> int:
+        """All bytes; unless they are trusted, each is read back and compared.
+
+        Returns how many of them an earlier run has copied.
+        """
         if begun.shared:
-            return
-        marked = self._require_kept(layer, begun)
+            return 0
+        marked = kept = self._kept(layer, begun)
         progress = self._progress(layer, "copying")
 
         def watch(done: int) -> None:
@@ -225,8 +228,9 @@ class Copier:
             done=marked,
             compare=not self.trust,
         )
+        return kept
 
-    def _require_kept(self, layer: LayerCopy, begun: Checkpoint) -> int:
+    def _kept(self, layer: LayerCopy, begun: Checkpoint) -> int:
         """How many bytes of an earlier run are to be kept: all, or none if they are not right."""
         if not begun.valid or self.trust:
             return begun.valid

@@ -20,6 +20,7 @@ from imgtool import api
 from imgtool.cli.main import main
 from imgtool.engine.chaincopy import Action
 from imgtool.engine.interrupt import Interrupt
+from imgtool.host.comparing import first_difference
 from imgtool.host.files import Files
 from imgtool.model.errors import (
     BadRequestError,
@@ -481,7 +482,8 @@ def test_what_an_earlier_run_has_copied_is_compared(tmp_path: Path) -> None:
     staged = _interrupted(made, new)
     with staged.open("r+b") as file:
         file.write(b"lost")
-    copy(made, new)
+    (done,) = copy(made, new).layers
+    assert done.resumed == 0
     assert (new / "big.raw").read_bytes() == (tmp_path / "big.raw").read_bytes()
 
 
@@ -533,6 +535,51 @@ def test_the_command(three: Trio, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(words) == 0
     assert "base.qcow2 (kept, " in capsys.readouterr().out
     assert_refused(imgtool("-c", three.made.uri, "chain-copy", "vm"), 2, "--to")
+
+
+def test_a_real_kill(tmp_path: Path) -> None:
+    """SIGKILL in the fourth of four pieces that are far from each other: three are kept."""
+    base = tmp_path / "base.raw"
+    with base.open("xb") as file:
+        file.truncate(1000 * MIB)
+        for at in range(0, 1000 * MIB, 300 * MIB):
+            os.pwrite(file.fileno(), random.Random(at).randbytes(2 * MIB), at)
+    top = make_image(
+        tmp_path / "top", size=1000 * MIB, backing="base.raw", backing_format=Format.RAW
+    )
+    made, new = domain(tmp_path, disk(top)), tmp_path / "new"
+    new.mkdir()
+    words = ["imgtool", "-c", made.uri, "chain-copy", "vm", "--to", str(new), "--json"]
+    inject = "inject=copy_file_range:signal=KILL:when=50"  # a piece has 16
+    command = ["strace", "-f", "-qq", "-o", os.devnull, "-e", inject, sys.executable, "-m"]
+    killed = subprocess.run([*command, *words], capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    (staged,) = new.iterdir()
+    assert staged.name.startswith(".imgtool-")
+    done = imgtool(*words[1:])
+    assert done.returncode == 0, done.stderr
+    (layer,) = json.loads(done.stdout)["layers"]
+    assert (layer["action"], layer["resumed"]) == ("copied", 602 * MIB)
+    copied = new / "base.raw"
+    assert first_difference(base, copied, check=lambda: None) is None
+    assert copied.stat().st_blocks == base.stat().st_blocks
+    assert leftovers(made.folder, new) == []
+
+
+def test_progress_is_told(tmp_path: Path) -> None:
+    made, told = big(tmp_path), []
+
+    def progress(target: str, what: str, share: float, size: int) -> None:
+        told.append((target, what, size))
+        shares.append(share)
+
+    shares: list[float] = []
+    with api.open_world(made.uri, progress=progress) as world:
+        api.copy_chain(world, "vm", [], api.ChainCopyOptions(to=tmp_path / "new"))
+    assert set(told) == {("vda big.raw", "copying", BIG)}
+    assert shares == sorted(shares)
+    assert len(shares) > 8
+    assert shares[-1] == 1.0
 
 
 def test_a_real_ctrl_c(tmp_path: Path) -> None:
