@@ -178,7 +178,7 @@ def _plain(dest: str) -> Path:
 
 
 def _chains(world: World, head: Head, requests: Sequence[CopyRequest]) -> dict[str, Chain]:
-    guard.require_free(world, head, [request.target for request in requests])
+    guard.require_not_mirrored(world, head, [request.target for request in requests])
     return {
         request.target: survey.chain_of(disk_of(head, request.target), world)
         for request in requests

@@ -161,7 +161,7 @@ def rebase(world: World, domain: str, disk: str, options: RebaseOptions) -> JobR
 def _run(world: World, domain: str, make: Callable[[Head], JobPlan], *, dry_run: bool) -> JobResult:
     if dry_run:
         return _result(*_planned(world, domain, make))
-    with working_on(world, domain) as room:
+    with working_on(world, domain, jobs=True) as room:  # those of other disks
         head, planned = _planned(world, domain, make)
         if not planned.empty:
             plan = planned.plan

@@ -80,7 +80,8 @@ def _names(world: World, head: Head, snapshot: str, options: DeleteOptions) -> t
         names = (*names, name) if options.children else (name,)
     mirrored = guard.mirrored(world, head)
     if mirrored is not None and (mirrored.name in names or not options.metadata):
-        guard.require_free(world, head)
+        guard.require_not_mirrored(world, head)
+    guard.require_no_job(world, head)
     return names
 
 

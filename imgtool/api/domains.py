@@ -28,7 +28,7 @@ def set_current_snapshot(world: World, domain: str, name: str) -> None:
             raise NotFoundError(
                 f"domain {domain} has no snapshot {name!r}", remedy="see imgtool snapshot-list"
             )
-        guard.require_free(world, head, but=name)
+        guard.require_not_mirrored(world, head, but=name)
         world.store.set_current(domain, name)
 
 

@@ -96,7 +96,7 @@ def redefine_snapshot(world: World, domain: str, xml: bytes, *, current: bool) -
                 remedy="redefine the parent first",
             )
         if current:
-            guard.require_free(world, head, but=snapshot.name)
+            guard.require_not_mirrored(world, head, but=snapshot.name)
         mirrors = _mirrored(snapshot)
         if mirrors and snapshot.domain_xml:
             xml = patch.stamp_record(

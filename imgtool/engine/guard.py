@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from imgtool.engine import jobs
 from imgtool.engine.world import World
 from imgtool.model.domain import Head
 from imgtool.model.errors import RefusedError
@@ -29,10 +30,26 @@ def mirrored(world: World, head: Head) -> Snapshot | None:
 def require_free(
     world: World, head: Head, targets: Iterable[str] | None = None, *, but: str = ""
 ) -> None:
-    """Raises RefusedError if one of these disks (None: any) is mirrored, with the two ways out.
+    """Raises RefusedError if one of these disks (None: any) is mirrored or in a copy job.
 
-    `but`: the mirrored snapshot of that name is in nobody's way.
+    It names the two ways out. `but`: the mirrored snapshot of that name is in nobody's way.
     """
+    targets = None if targets is None else tuple(targets)
+    require_no_job(world, head, targets)
+    require_not_mirrored(world, head, targets, but=but)
+
+
+def require_no_job(world: World, head: Head, targets: Iterable[str] | None = None) -> None:
+    """Raises RefusedError if one of these disks (None: any) is in a copy job that is open."""
+    for job in jobs.open_jobs(world, head.domain.uuid):
+        if not jobs.is_over(job, head):
+            jobs.require_free(job, job.targets if targets is None else targets)
+
+
+def require_not_mirrored(
+    world: World, head: Head, targets: Iterable[str] | None = None, *, but: str = ""
+) -> None:
+    """Raises RefusedError if one of these disks (None: any) is mirrored."""
     snapshot = mirrored(world, head)
     if snapshot is None or snapshot.name == but:
         return

@@ -320,6 +320,15 @@ def test_an_open_job_keeps_others_away(three: Trio, to: Path) -> None:
     take(three.made, disk_only=True)
 
 
+def test_a_job_of_another_disk_is_in_no_block_jobs_way(tmp_path: Path, to: Path) -> None:
+    made = pair(tmp_path)
+    copy(made, {"vdb": to / "b"})
+    resize(made, 2 * SIZE)
+    assert info(tmp_path / "vda")["virtual-size"] == 2 * SIZE
+    pivot(made, "vdb")
+    assert (named(made, "vda").source, named(made, "vdb").source) == (tmp_path / "vda", to / "b")
+
+
 def undefine(made: MadeDomain) -> None:
     with api.open_world(made.uri) as world:
         api.undefine(world, made.name)

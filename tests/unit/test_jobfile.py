@@ -53,7 +53,7 @@ JOBS = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(jobs=st.lists(JOBS, min_size=1, max_size=3, unique_by=lambda job: job.id), data=st.data())
 def test_what_is_written_is_read_or_found_damaged(jobs: list[CopyJob], data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -72,7 +72,7 @@ def test_what_is_written_is_read_or_found_damaged(jobs: list[CopyJob], data: st.
             file.read()
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 @given(job=JOBS, phase=st.sampled_from(Phase))
 def test_a_job_is_replaced_and_the_last_one_takes_the_file_along(
     job: CopyJob, phase: Phase
