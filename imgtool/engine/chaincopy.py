@@ -172,7 +172,8 @@ class Copier:
                 continue
             with naming(layer.target, layer.copy):
                 facts = begun.staged.lstat()
-                size = layer.source.allocation or _id(layer).size  # of a block device: all of it
+                source = layer.source
+                size = source.identity.size if source.block_device else source.allocation
                 more = max(0, size - 512 * facts.st_blocks)
                 needed[facts.st_dev] = needed.get(facts.st_dev, 0) + more
                 free = self.world.files.free_bytes(layer.copy.parent)

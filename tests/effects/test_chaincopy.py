@@ -46,7 +46,7 @@ from tests.crash.command import assert_refused, imgtool
 from tests.crash.disks import fill, small_disk
 from tests.crash.scenario import digest
 
-from .asking import chain, disk, domain, qemu_img
+from .asking import chain, disk, domain, loop_device, qemu_img
 from .jobs import Trio, refuses, trio
 from .mirrored import make_move
 
@@ -349,6 +349,30 @@ def test_no_space_is_seen_before_anything_is_copied(tmp_path: Path) -> None:
         )
         assert str(BIG) in error.message
     assert leftovers(made.folder) == []
+
+
+def test_holes_need_no_space(tmp_path: Path) -> None:
+    size = 1 << 40
+    make_image(tmp_path / "base", Format.RAW, size)
+    top = make_image(tmp_path / "top", size=size, backing="base", backing_format=Format.RAW)
+    made = domain(tmp_path, disk(top))
+    with small_disk("tmpfs", tmp_path) as small:
+        copy(made, small)
+        assert (small / "base").stat().st_size == size
+
+
+def test_a_base_on_a_block_device(tmp_path: Path) -> None:
+    """Its name in the folder is a link; the copy is a file."""
+    volume = make_image(tmp_path / "volume", Format.RAW, 8 * MIB)
+    write_pattern(volume, Format.RAW, MIB, MIB, 5)
+    with loop_device(volume) as device:
+        (tmp_path / "base").symlink_to(device)
+        top = make_image(tmp_path / "top", size=MIB, backing="base", backing_format=Format.RAW)
+        (tmp_path / "new").mkdir()
+        copy(domain(tmp_path, disk(top)), tmp_path / "new")
+    copied = tmp_path / "new" / "base"
+    assert copied.read_bytes() == volume.read_bytes()
+    assert copied.stat().st_blocks * 512 < 4 * MIB
 
 
 class Full(Files):
