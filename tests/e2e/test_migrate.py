@@ -24,7 +24,9 @@ AT, LENGTH = 1024 * KIB, 4 * KIB
 
 
 @pytest.mark.qemu
-@pytest.mark.parametrize("delete", [False, True], ids=["kept", "deleted"])
+@pytest.mark.parametrize(
+    "delete", [pytest.param(False, marks=pytest.mark.long), True], ids=["kept", "deleted"]
+)
 def test_snapshots_go_along(machine: Machine, delete: bool) -> None:
     write(machine, 1)
     machine.virsh("snapshot-create-as", "vm", "s1", "--disk-only")

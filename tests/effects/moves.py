@@ -78,6 +78,18 @@ def tree(folder: Path, *, relative: bool = True) -> MadeDomain:
     return made
 
 
+def twig(folder: Path) -> MadeDomain:
+    """Less of the same: base.raw <- a.qcow2 <- a.one, in two folders."""
+    images, golden = folder / "images", folder / "golden"
+    for each in (images, golden):
+        each.mkdir()
+    top = layer(images / "a.qcow2", 2, layer(golden / "base.raw", 1), Format.RAW)
+    made = domain(folder, disk(top))
+    take(made, name="one", disk_only=True)
+    guest_writes(made, 3)
+    return made
+
+
 def guest_writes(made: MadeDomain, byte: int) -> None:
     with api.open_world(made.uri) as world:
         for chain in api.chains(world, made.name).values():

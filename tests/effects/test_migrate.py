@@ -36,6 +36,7 @@ from .moves import (
     shown,
     sources,
     tree,
+    twig,
     whole,
 )
 
@@ -66,7 +67,7 @@ def test_a_tree_moves_whole(tmp_path: Path, new: Path, relative: bool) -> None:
 
 
 def test_a_folder_that_is_renamed_afterwards(tmp_path: Path, new: Path) -> None:
-    made = tree(tmp_path, relative=False)
+    made = twig(tmp_path)
     migrate(made, new)
     top = named(made, "vda").source
     assert top is not None
@@ -108,7 +109,7 @@ def test_some_disks_only(tmp_path: Path, new: Path) -> None:
 
 
 def test_there_already(tmp_path: Path, new: Path) -> None:
-    made = tree(tmp_path)
+    made = twig(tmp_path)
     migrate(made, new)
     before = digest(tmp_path)
     assert migrate(made, new).transaction == ""
@@ -267,7 +268,7 @@ def test_another_file_system(tmp_path: Path) -> None:
 
 
 def test_space_is_looked_at_beforehand(tmp_path: Path) -> None:
-    made = tree(tmp_path)
+    made = twig(tmp_path)
     with mounted("tmpfs", tmp_path / "mnt", "size=64k") as mnt:
         refuses(tmp_path, made, mnt, FailedError, "bytes are needed")
 
@@ -295,9 +296,9 @@ class HopefulFiles(Files):
         return 1 << 40
 
 
-@pytest.mark.parametrize("limit", ["nr_inodes=7", "size=2m"])
+@pytest.mark.parametrize("limit", ["nr_inodes=3", "size=256k"])
 def test_no_space_half_way(tmp_path: Path, limit: str) -> None:
-    made = tree(tmp_path)
+    made = twig(tmp_path)
     before = digest(tmp_path / "images"), shown(made)
     with mounted("tmpfs", tmp_path / "mnt", limit) as mnt:
         with pytest.raises(FailedError, match="No space left on device") as raised:
@@ -311,7 +312,7 @@ def test_no_space_half_way(tmp_path: Path, limit: str) -> None:
 
 
 def test_read_only_storage(tmp_path: Path, new: Path) -> None:
-    made = tree(tmp_path)
+    made = twig(tmp_path)
     with read_only(new):
         error = refuses(tmp_path, made, new, FailedError, "Read-only file system")
         assert "choose a folder that can be written" in error.remedy
@@ -369,7 +370,7 @@ def test_many_layers_share_one_copy(tmp_path: Path, new: Path) -> None:
 
 
 def test_a_dry_run_begins_nothing(tmp_path: Path, new: Path) -> None:
-    made = tree(tmp_path)
+    made = twig(tmp_path)
     before = digest(tmp_path)
     result = migrate(made, new, dry_run=True)
     assert digest(tmp_path) == before
@@ -377,7 +378,7 @@ def test_a_dry_run_begins_nothing(tmp_path: Path, new: Path) -> None:
 
 
 def test_a_snapshot_is_taken_afterwards(tmp_path: Path, new: Path) -> None:
-    made = tree(tmp_path)
+    made = twig(tmp_path)
     migrate(made, new)
     take(made, name="after", disk_only=True)
     guest_writes(made, 12)

@@ -22,7 +22,7 @@ from tests.crash.command import assert_refused, imgtool
 from tests.crash.scenario import digest
 
 from .asking import disk, domain, named
-from .moves import layer, tree
+from .moves import layer, twig
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def new(tmp_path: Path) -> Path:
 
 
 def test_what_is_said(tmp_path: Path, new: Path) -> None:
-    made = tree(tmp_path)
+    made = twig(tmp_path)
     words = ["-c", made.uri, "migrate", "vm", "--to", str(new)]
     planned = imgtool(*words, "--dry-run").stdout.splitlines()
     assert planned[0] == f"migration of vm to {new} (nothing is begun):"
@@ -46,7 +46,7 @@ def test_what_is_said(tmp_path: Path, new: Path) -> None:
 
 
 def test_json(tmp_path: Path, new: Path) -> None:
-    made = tree(tmp_path)
+    made = twig(tmp_path)
     words = ["-c", made.uri, "--json", "migrate", "vm", "--to", str(new), "--disk", "vda"]
     planned = json.loads(imgtool(*words, "--dry-run").stdout)
     assert {step["kind"] for step in planned["plan"]} == {"CopyLayer", "PutRecord"}
