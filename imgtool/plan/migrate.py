@@ -278,6 +278,11 @@ def _bytes(layer: Layer, step: Made) -> int:
 def _notes(moving: _Moving, request: MigrateRequest, facts: MigrateFacts) -> Iterator[str]:
     if request.delete_source:
         yield from (f"{each.target}: {each.path} stays: {each.reason}" for each in moving.kept)
+    for target, chain in facts.chains.items():
+        file = chain.active.identity.file
+        strangers = facts.lineage.strangers if file in moving.settled else ()
+        for who in [each.who for each in strangers if each.chain.active.identity.file == file]:
+            yield f"{target}: {who} uses {chain.active.spelled}, too, and stays on it"
     for target, chain in facts.chains.items() if request.flatten else ():
         lost = [name for image in chain.images[:-1] for name in image.bitmaps]
         if lost:

@@ -167,6 +167,13 @@ def test_a_disk_that_took_no_part_needs_nothing_of_a_snapshot() -> None:
     assert not planned.snapshots
 
 
+def test_who_shares_a_disk_is_named() -> None:
+    chain = Chain((image_at(Path("/a/shared"), 0, None),))
+    facts = facts_of({"vda": chain}, strangers=(Stranger(who="domain two", chain=chain),))
+    (note,) = plan_migrate(MigrateRequest(to=TO), facts).notes
+    assert note == "vda: domain two uses /a/shared, too, and stays on it"
+
+
 def test_what_is_flattened() -> None:
     base = image_at(Path("/a/base"), 0, None)
     top = image_at(Path("/a/top"), 2, base, bitmaps=("b",))
