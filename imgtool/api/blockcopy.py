@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from imgtool.api.blockjobs import disk_of
+from imgtool.api.disks import disk_of
 from imgtool.api.world import working_on
 from imgtool.engine import copying, destinations, guard, jobs, survey
 from imgtool.engine.pivoting import pivot

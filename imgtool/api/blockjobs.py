@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from imgtool.api.disks import chosen_chains, disk_of
 from imgtool.api.world import working_on
 from imgtool.engine import family, guard, survey
 from imgtool.engine.transaction import run
@@ -189,7 +190,7 @@ def _facts(
     world: World, head: Head, disks: Sequence[str], chains: dict[str, Chain] | None = None
 ) -> JobFacts:
     if chains is None:
-        chains = _chains(world, head, disks)
+        chains = chosen_chains(world, head, disks)
     guard.require_free(world, head, chains)
     lineage = family.lineage_of(head, world)
     lineage = replace(lineage, current={**lineage.current, **chains})
@@ -204,35 +205,6 @@ def _facts(
         writable=family.writable_images(lineage),
         folders=family.folders_of(lineage),
     )
-
-
-def _chains(world: World, head: Head, disks: Sequence[str]) -> dict[str, Chain]:
-    """The chains of the disks that are named; of all that have more than one layer."""
-    if disks:
-        found = [disk_of(head, disk) for disk in disks]
-        return {disk.target: survey.chain_of(disk, world) for disk in found}
-    chains = {
-        disk.target: survey.chain_of(disk, world)
-        for disk in head.domain.disks
-        if disk.device in ("disk", "lun") and not disk.empty and disk.type in _LOCAL
-    }
-    return {target: chain for target, chain in chains.items() if len(chain.images) > 1}
-
-
-_LOCAL = ("file", "block", "volume")
-
-
-def disk_of(head: Head, name: str) -> Disk:
-    """A disk by its target or by the path of its source. Raises NotFoundError."""
-    found = head.domain.disk(name)
-    if found is None and os.sep in name:
-        real = os.path.realpath(name)
-        for disk in head.domain.disks:
-            if disk.source is not None and real == os.path.realpath(disk.source):
-                found = disk
-    if found is None:
-        raise NotFoundError(f"no disk named {name!r}", remedy="see imgtool domblklist")
-    return found
 
 
 def _layer(path: str) -> Path | None:

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from imgtool.api.disks import chosen_chains
 from imgtool.api.world import working_on
 from imgtool.engine import guard, survey
 from imgtool.engine.chaincopy import CHECKPOINT, Copied, Copier
 from imgtool.engine.checkpoint import Checkpoints
 from imgtool.engine.world import World
-from imgtool.model.domain import Disk, Head
-from imgtool.model.errors import BadRequestError, NotFoundError
-from imgtool.model.image import Chain, Image
+from imgtool.model.domain import Head
+from imgtool.model.errors import BadRequestError
+from imgtool.model.image import Image
 from imgtool.plan.chaincopy import LayerCopy, plan_chain_copy
 
 
@@ -75,7 +76,7 @@ def _result(head: Head, options: ChainCopyOptions, done: tuple[Copied, ...]) -> 
 def _layers(world: World, head: Head, disks: Sequence[str], to: Path) -> tuple[LayerCopy, ...]:
     folder = _folder(to)
     waiting = _mirrors(world, head)
-    chains = _chains(world, head, disks or tuple(waiting))
+    chains = chosen_chains(world, head, disks or tuple(waiting))
     if not chains:
         raise BadRequestError(
             f"{head.domain.name}: no disk has layers below its active one",
@@ -131,32 +132,3 @@ def _require_plain_folders(layer: LayerCopy, folder: Path) -> None:
                 f"{layer.target}: {parent} is no folder of its own",
                 remedy="remove or rename it, or choose another folder",
             )
-
-
-def _chains(world: World, head: Head, disks: Sequence[str]) -> dict[str, Chain]:
-    """The chains of the disks that are named; of all that have more than one layer."""
-    if disks:
-        found = [_disk(head, disk) for disk in disks]
-        return {disk.target: survey.chain_of(disk, world) for disk in found}
-    chains = {
-        disk.target: survey.chain_of(disk, world)
-        for disk in head.domain.disks
-        if disk.device in ("disk", "lun") and not disk.empty and disk.type in _LOCAL
-    }
-    return {target: chain for target, chain in chains.items() if len(chain.images) > 1}
-
-
-_LOCAL = ("file", "block", "volume")
-
-
-def _disk(head: Head, name: str) -> Disk:
-    """A disk by its target or by the path of its source. Raises NotFoundError."""
-    found = head.domain.disk(name)
-    if found is None and os.sep in name:
-        real = os.path.realpath(name)
-        for disk in head.domain.disks:
-            if disk.source is not None and real == os.path.realpath(disk.source):
-                found = disk
-    if found is None:
-        raise NotFoundError(f"no disk named {name!r}", remedy="see imgtool domblklist")
-    return found

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from imgtool.api.blockjobs import disk_of
+from imgtool.api.disks import disk_of
 from imgtool.api.revert import records_of
 from imgtool.api.world import working_on
 from imgtool.engine import family, guard, survey
