@@ -15,7 +15,12 @@ from tests.effects.asking import chain, info
 
 from .machine import Machine
 
-pytestmark = [pytest.mark.libvirtd, pytest.mark.qemu, pytest.mark.xdist_group("libvirtd")]
+pytestmark = [
+    pytest.mark.libvirtd,
+    pytest.mark.qemu,
+    pytest.mark.long,
+    pytest.mark.xdist_group("libvirtd"),
+]
 
 SECONDS = 120.0  # that a small copy may take on a busy machine
 OTHERS = ["--diskspec", "vdb,snapshot=no", "--diskspec", "vdc,snapshot=no"]
