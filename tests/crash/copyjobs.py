@@ -31,6 +31,14 @@ class Copying(Scenario):
     moved: Sight  # after a pivot
     guests: dict[str, str]  # what each copy must show, by its name
 
+    @property
+    def arguments(self) -> list[str]:
+        """`copy` for the command line."""
+        words = ["-c", f"dir:{self.folder}", "--jobs", "1", "blockcopy", "vm", "--pivot"]
+        for target, letter in (("vda", "a"), ("vdc", "c")):
+            words += ["--disk", f"{target},dest={self.folder}/{letter}-copy"]
+        return words
+
     def fresh(self) -> None:
         """As before the command; a job knows its files by their inodes, so it is made anew."""
         super(Copying, self).fresh()

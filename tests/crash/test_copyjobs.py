@@ -15,7 +15,10 @@ from .conftest import CrashPoints
 from .copyjobs import ACTS, Copying, make_copying
 from .dying import DeadError, Doom, DyingFiles, DyingQemu, Fate
 from .matrix import calls, run_into
+from .strace import changing_calls, spread
+from .strace import run_into as strike
 from .test_signals import Signalling
+from .test_syscalls import FAULTS
 
 SOME = 4  # effects of each command in a quick run
 
@@ -123,6 +126,32 @@ def _aborted(copying: Copying) -> str:
     if copying.kind != "reuse":  # there, the old bytes of the destination are gone
         assert copying.is_plain()
     return str(ending or "old")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "count", [pytest.param(2, marks=pytest.mark.long), pytest.param(200, marks=pytest.mark.soak)]
+)
+@pytest.mark.strace
+@pytest.mark.timeout(1800)
+def test_system_calls(fault: str, count: int, place: Path, crash_points: CrashPoints) -> None:
+    copying = make_copying("copy", place)
+    points = changing_calls(copying.arguments, copying.folder, place / "log")
+    tried = list(spread(points, count, FAULTS.index(fault)))
+    for point in tried:
+        copying.fresh()
+        done = strike(point, fault, copying.arguments)
+        struck = f"{fault} at {point}: exit {done.returncode}: {done.stderr}"
+        assert "Traceback" not in done.stderr, struck
+        assert done.returncode in ((-9, 137) if "KILL" in fault else (0, 1, 4)), struck
+        try:
+            copying.recover()
+            now = _aborted(copying)
+            assert (now == "moved") is (done.returncode == 0) or done.returncode not in (0, 1)
+            assert done.returncode != 1 or now != "copying"
+        except (AssertionError, ImgtoolError) as error:
+            raise AssertionError(struck) from error
+    crash_points(f"system calls, copy job, {fault}", len(tried))
 
 
 @pytest.mark.parametrize("once", [True, False], ids=["once", "again-and-again"])
