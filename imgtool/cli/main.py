@@ -93,7 +93,7 @@ def _attempt(argv: list[str], context: Context) -> int:
     except SystemExit as stopped:  # --help and --version
         return stopped.code if isinstance(stopped.code, int) else 0
     except Exception as error:
-        return _fail(_defect(error), context, argv)
+        return _fail(_signal_behind(error) or _defect(error), context, argv)
 
 
 def _run(argv: list[str], context: Context) -> int:
@@ -184,6 +184,13 @@ def _fail(error: ImgtoolError, context: Context, argv: Sequence[str]) -> int:
     remedy = f"\nremedy: {error.remedy}" if error.remedy else ""
     output.complain(f"error: {error.message}{remedy}")
     return error.exit_code
+
+
+def _signal_behind(error: BaseException | None) -> Interrupted | None:
+    """The signal that made this error: while a class is made, Python 3.11 wraps what is raised."""
+    while error is not None and not isinstance(error, Interrupted):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _defect(error: Exception) -> FailedError:

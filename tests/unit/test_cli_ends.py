@@ -198,6 +198,24 @@ def test_what_nobody_foresaw_is_one_sentence(
         assert set(json.loads(captured.out)["error"]) == {"type", "message", "remedy"}
 
 
+def test_a_signal_in_the_making_of_a_class_is_a_signal(
+    made: MadeDomain, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every enum runs __set_name__ when it is imported, and Python 3.11 wraps what that raises."""
+
+    class Late:
+        def __set_name__(self, owner: type, name: str) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    def imports(*_arguments: object) -> int:
+        type("Word", (), {"late": Late()})
+        return 0
+
+    monkeypatch.setattr("imgtool.cli.domains.run", imports)
+    assert cli.main(["-c", made.uri, "list"]) == 143
+    assert "SIGTERM" in capsys.readouterr().err
+
+
 def test_a_state_folder_that_is_no_folder_is_said(
     made: MadeDomain, capsys: pytest.CaptureFixture[str]
 ) -> None:
