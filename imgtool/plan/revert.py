@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -250,12 +250,13 @@ def _drops(draft: _Draft, facts: RevertFacts) -> Iterator[Drop]:
                 yield Drop(target=target, path=image.path, inode=image.identity.inode)
 
 
-def _require_no_loss(name: str, drops: Iterable[Drop], draft: _Draft, facts: RevertFacts) -> None:
+def _require_no_loss(name: str, drops: Sequence[Drop], draft: _Draft, facts: RevertFacts) -> None:
     lost = []
     by_path = {image.path: image for image in facts.lineage.images().values()}
     for drop in drops:
         if by_path[drop.path].identity.file in facts.lineage.used:
             lost.append(f"{drop.target} ({by_path[drop.path].spelled})")
+    lost += _out_of_sight({drop.path for drop in drops}, draft, facts)
     lost += [
         f"{target} ({image.spelled})"
         for target, image in draft.in_place.items()
@@ -267,6 +268,24 @@ def _require_no_loss(name: str, drops: Iterable[Drop], draft: _Draft, facts: Rev
             remedy=f"--keep keeps it as a snapshot of its own, --force drops it: "
             f"imgtool snapshot-revert {facts.head.domain.name} {name} --keep",
         )
+
+
+def _out_of_sight(dropped: set[Path], draft: _Draft, facts: RevertFacts) -> Iterator[str]:
+    """What disks show now that no snapshot would tell of, although its image stays.
+
+    Such as an image that stays for the sake of a tag inside, or as somebody's base. An overlay
+    without data of its own shows what the layer below shows.
+    """
+    lineage = facts.lineage
+    for target, chain in draft.leaving.items():
+        for image in reversed(chain.images):
+            file = image.identity.file
+            if lineage.holders(file) or lineage.equal.get(file):
+                break
+            if file in lineage.used:
+                if image.path not in dropped:
+                    yield f"{target} ({image.spelled})"
+                break
 
 
 def _snapshots(held: Held, draft: _Draft, facts: RevertFacts) -> tuple[Snapshot, ...]:
