@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from xml.etree import ElementTree
@@ -10,6 +11,7 @@ from imgtool.host.files import Files
 from imgtool.host.headers import read_image
 from imgtool.model.domain import Domain
 from imgtool.model.errors import (
+    ChainError,
     DomainChangedError,
     ImageChangedError,
     ImageInUseError,
@@ -155,7 +157,9 @@ class Meddler:
         domain = domain_now(self.made)
         disk = domain.disks[0]
         assert disk.source is not None
-        end = read_image(disk.source, disk.format or Format.RAW).virtual_size  # it may change
+        end = 512  # of an image that is half overwritten, and that QEMU will refuse to open
+        with suppress(ChainError):
+            end = read_image(disk.source, disk.format or Format.RAW).virtual_size
         byte = 1 + sum(domain.transaction.encode()) % 255
         write = GuestWrite(disk.target, end - 512, 512, byte)
         if not guest_write(self.made, write):
