@@ -610,7 +610,7 @@ def test_a_real_ctrl_c(tmp_path: Path) -> None:
     """To the process, in the middle of a slow copy, which would go on for ten seconds."""
     made, new = big(tmp_path), tmp_path / "new"
     words = ["-c", made.uri, "chain-copy", "vm", "--to", str(new)]
-    slowly = ("-e", "trace=copy_file_range", "-e", "inject=copy_file_range:delay_exit=1000000")
+    slowly = ("-e", "trace=copy_file_range", "-e", "inject=copy_file_range:delay_exit=30000")
     command = ["strace", "-f", "-qq", "-o", os.devnull, *slowly, sys.executable, "-m", "imgtool"]
     with subprocess.Popen([*command, *words], stderr=subprocess.PIPE, text=True) as program:
         while not any(path.stat().st_blocks for path in leftovers(new)):
