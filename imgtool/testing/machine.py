@@ -21,7 +21,7 @@ from imgtool.engine.world import World
 from imgtool.model.domain import SnapshotMode
 from imgtool.model.errors import ChainError, LossError
 from imgtool.model.snapshot import SnapshotDisk, SnapshotRequest
-from imgtool.testing.jobs import BlockJobs
+from imgtool.testing.mirroring import Mirrors
 from imgtool.testing.moments import Expected
 from imgtool.testing.rig import Operation, recovery
 from imgtool.testing.stage import DOMAIN, MAX_DISKS, MAX_EFFECTS, MAX_SIZE, seldom
@@ -32,7 +32,7 @@ MAX_SNAPSHOTS = 8  # each is read after every step
 NO, INTERNAL, EXTERNAL = SnapshotMode.NO, SnapshotMode.INTERNAL, SnapshotMode.EXTERNAL
 
 
-class SnapshotMachine(BlockJobs):
+class SnapshotMachine(Mirrors):
     """Snapshots, too. Another operation is another rule that calls `perform`."""
 
     def __init__(self) -> None:

@@ -35,7 +35,7 @@ STEPS = 25  # of one example, which makes a domain of its own
 SHARES = 10  # of the long run, to be spread over processors
 OPERATIONS = (
     *("revert", "delete", "forget", "recover", "commit", "inner commit", "pull", "flatten"),
-    *("resize", "shrink", "rename bases", "rebase"),
+    *("resize", "shrink", "rename bases", "rebase", "mirror", "mirror pivot", "mirror abort"),
 )
 UNRECORDED = "snapshots and their parents|snapshots that are gone"
 COMMON = settings(
