@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def run(command: str, parser: Parser, argv: list[str], context: Context) -> int:
-    """Both commands: of one domain, or of all with --all."""
+    """Both commands: of one domain, or of all."""
     parser.data("domain", "name, UUID, or path of a domain's XML file")
-    parser.flag("all", "every domain of the store")
+    parser.flag("all", "every domain of the store; so without a domain")
     if command == "gc":
         return _gc(parser, argv, context)
     return _check(parser, argv, context)
@@ -34,7 +34,7 @@ def _check(parser: Parser, argv: list[str], context: Context) -> int:
     parser.flag("drop-orphan-tags", "with --repair: internal snapshots without a record go")
     parser.flag("adopt", "with --repair: record snapshots that only overlays are left of")
     options = parse(parser, argv, context)
-    _require_one(options)
+    _which(options)
     for consent in ("drop_orphan_tags", "adopt"):
         if getattr(options, consent) and not options.repair:
             name = consent.replace("_", "-")
@@ -50,13 +50,12 @@ def _check(parser: Parser, argv: list[str], context: Context) -> int:
     return 0 if all(checkup.well for checkup in checkups) else 1
 
 
-def _require_one(options: argparse.Namespace) -> None:
+def _which(options: argparse.Namespace) -> None:
     if options.all and options.domain:
         raise BadRequestError(
             "Options --all and --domain are mutually exclusive", remedy="leave one of them out"
         )
-    if not options.all and not options.domain:
-        raise BadRequestError("--domain or --all is required", remedy="give one of them")
+    options.all = not options.domain
 
 
 def _repair(
@@ -143,7 +142,7 @@ def _report(checkups: tuple[Checkup, ...], repaired: list[RepairResult]) -> str:
 def _gc(parser: Parser, argv: list[str], context: Context) -> int:
     parser.flag("force", "overlays that hold data of their own, too")
     options = parse(parser, argv, context)
-    _require_one(options)
+    _which(options)
     from imgtool import api
 
     with context.world(options.domain) as (world, name):

@@ -409,12 +409,11 @@ def test_a_damaged_record_keeps_tags_and_strays(machine: MadeDomain) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ["check"],
         ["check", "vm", "--all"],
         ["check", "vm", "--drop-orphan-tags"],
         ["check", "vm", "--adopt"],
         ["check", "nobody"],
-        ["gc"],
+        ["gc", "vm", "--all"],
     ],
 )
 def test_what_cannot_be_meant_is_refused(machine: MadeDomain, words: list[str]) -> None:
@@ -436,3 +435,10 @@ def test_a_dry_repair_writes_nothing(
     facts = json.loads(capsys.readouterr().out)
     assert {step["kind"] for step in facts["plan"]} == {"ChangeInPlace"}
     assert digest(machine.folder) == before
+
+
+def test_without_a_domain_all_are_looked_at(
+    machine: MadeDomain, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["-c", machine.uri, "check", "--quick", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["domains"] == ["vm"]

@@ -139,7 +139,7 @@ def test_a_dry_run_says_what_would_go_and_removes_nothing(
     assert main(["-c", machine.uri, "gc", "vm", "--dry-run"]) == 0
     assert capsys.readouterr().out == f"vm: {machine.folder}/x would be removed\n"
     assert digest(machine.folder) == before
-    assert main(["-c", machine.uri, "gc", "--all", "--json"]) == 0
+    assert main(["-c", machine.uri, "gc", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert [each["path"] for each in facts["removed"]] == [str(machine.folder / "x")]
     assert facts["left"] == []
