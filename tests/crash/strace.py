@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import os
 import re
 import subprocess
@@ -10,6 +11,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import imgtool
 
 CHANGING = (
     *("openat", "write", "pwrite64", "ftruncate", "fsync", "linkat", "link", "unlink", "unlinkat"),
@@ -34,6 +37,8 @@ def changing_calls(arguments: Sequence[str], folder: Path, log: Path) -> list[Po
     `-P` would count fewer calls, but takes no folders; so all calls of a name are counted, and
     those that touch the folder are picked.
     """
+    # Else the first run makes more calls than those that follow: it keeps what Python compiles.
+    compileall.compile_dir(Path(imgtool.__file__).parent, quiet=1)
     _strace(["-y", "-o", str(log)], arguments, check=True)
     counts: Counter[str] = Counter()
     points = []
