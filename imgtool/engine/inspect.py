@@ -113,11 +113,19 @@ def examine(name: str, around: Surroundings, world: World, *, quick: bool = True
         copies=tuple(_copies(glance.head.domain.uuid, around)),
         pending=pending[0].plan.summary if pending else "",
         jobs=tuple(job for job in around.jobs if job.uuid == glance.head.domain.uuid),
+        lost_mirrors=tuple(_lost_mirrors(lineage, glance.current)),
         claims=own.claims,
         on_disk=own.on_disk,
         own_file=own.file,
         doubts=around.doubts,
     )
+
+
+def _lost_mirrors(lineage: Lineage, current: str | None) -> Iterator[tuple[str, Path]]:
+    held = lineage.held.get(current or "")
+    for disk in held.snapshot.disks if held else ():
+        if disk.mirror and not os.path.lexists(disk.mirror):
+            yield disk.name, Path(disk.mirror)
 
 
 def _has_unrecorded(chain: Chain) -> bool:

@@ -30,6 +30,7 @@ def record_findings(seen: Examined) -> Iterator[Finding]:
         yield from _written(held, seen)
     yield from _tree(seen)
     yield from _current(seen)
+    yield from _lost_mirrors(seen)
     for adoptable in adoptable_snapshots(seen):
         targets = ", ".join(adoptable.bases)
         yield Finding(
@@ -38,6 +39,18 @@ def record_findings(seen: Examined) -> Iterator[Finding]:
             message=f"{targets}: on overlays of a snapshot {adoptable.name} that is not recorded",
             remedy=seen.remedy("check", seen.name, "--repair", "--adopt"),
             disk=next(iter(adoptable.bases)),
+        )
+
+
+def _lost_mirrors(seen: Examined) -> Iterator[Finding]:
+    for target, mirror in seen.lost_mirrors:
+        yield Finding(
+            severity=Severity.ERROR,
+            kind="mirror-missing",
+            message=f"{target}: {mirror}, its mirror of snapshot {seen.current}, is gone",
+            remedy=seen.remedy("snapshot-delete", seen.name, seen.current or "", "--mirror-abort"),
+            disk=target,
+            path=mirror,
         )
 
 

@@ -100,6 +100,7 @@ class Examined:
     copies: tuple[Leftover, ...] = ()  # staged by a chain-copy that has not ended
     pending: str = ""  # what the open transaction is about; empty: there is none
     jobs: tuple[CopyJob, ...] = ()  # that are open
+    lost_mirrors: tuple[tuple[str, Path], ...] = ()  # disk and path, of the current snapshot
     claims: tuple[str, ...] = ()  # snapshots that libvirt's own files call the current one
     on_disk: Mapping[str, Path] = field(default_factory=dict)
     """Sources in libvirt's own file of the domain, where they are not those in its memory."""

@@ -426,6 +426,19 @@ def test_check_has_nothing_against_it(
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_check_tells_of_a_mirror_that_is_gone(
+    move: Move, capsys: pytest.CaptureFixture[str]
+) -> None:
+    move.mirrored()
+    move.new.unlink()
+    ended = typed(capsys, "-c", move.made.uri, "check", "vm", "--quick", "--json")
+    (found,) = json.loads(ended.stdout)["findings"]
+    assert (ended.returncode, found["kind"], found["disk"]) == (1, "mirror-missing", "vda")
+    assert f"snapshot-delete vm {NAME} --mirror-abort" in found["remedy"]
+    move.end(pivot=False)
+    assert typed(capsys, "-c", move.made.uri, "check", "vm", "--quick").returncode == 0
+
+
 def test_a_mirror_beside_the_disk_is_no_stray(
     move: Move, capsys: pytest.CaptureFixture[str]
 ) -> None:
