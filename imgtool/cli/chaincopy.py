@@ -9,6 +9,7 @@ from imgtool.cli.arguments import Parser
 from imgtool.cli.chains import size
 from imgtool.cli.context import Context
 from imgtool.cli.main import parse
+from imgtool.cli.visible import visible_line
 from imgtool.model.errors import BadRequestError
 
 if TYPE_CHECKING:
@@ -71,4 +72,5 @@ def _line(copied: Copied) -> str:
     what = f"{copied.action}, {size(layer.source.identity.size)}"
     if copied.resumed:
         what += f", of which {size(copied.resumed)} earlier"
-    return f"{', '.join(layer.targets)}: {layer.source.spelled} -> {layer.copy} ({what})"
+    where = f"{layer.source.spelled} -> {layer.copy}"
+    return visible_line(f"{', '.join(layer.targets)}: {where} ({what})")

@@ -9,6 +9,7 @@ from imgtool.cli.arguments import Parser
 from imgtool.cli.context import Context
 from imgtool.cli.main import parse
 from imgtool.cli.plans import plan_facts, plan_lines
+from imgtool.cli.visible import visible_line
 from imgtool.model.errors import BadRequestError
 from imgtool.model.image import Format
 
@@ -42,7 +43,7 @@ def _mirror(parser: Parser, argv: list[str], context: Context) -> int:
 
 def _made(result: MirrorFilesResult) -> str:
     lines = [
-        f"{step.target}: {step.overlay} over {step.backing}"
+        visible_line(f"{step.target}: {step.overlay} over {step.backing}")
         for step in result.planned.plan.overlays
     ]
     return "\n".join([*lines, f"Mirror files of {result.domain} created"])
@@ -100,7 +101,7 @@ def _overlay(parser: Parser, argv: list[str], context: Context) -> int:
 
 def _drawn(result: OverlayResult, *, begun: bool) -> str:
     word = "created" if begun else "would be created (nothing is begun)"
-    return (
+    return visible_line(
         f"{result.overlay} over {result.backing} "
         f"({result.backing_format}, {result.virtual_size} bytes) {word}"
     )

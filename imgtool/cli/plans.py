@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from imgtool.cli.visible import visible_line
 from imgtool.model.plan import (
     Aftermath,
     CarryOver,
@@ -49,7 +50,7 @@ def plan_lines(plan: Plan, moves: Iterable[Move]) -> str:
     if not plan.files_only:
         lines.append(f"  pivot: redefine {plan.domain}")
     lines += [f"  then {line}" for line in _aftermath(plan.aftermath)]
-    return "\n".join(lines)
+    return "\n".join(map(visible_line, lines))
 
 
 def _step(step: Step) -> str:

@@ -284,3 +284,15 @@ def test_overlay_create_as_it_is_typed(
     words = ["-q", "overlay-create", "path1/to/old.qcow2", "r", "--format", "qcow2", "--relative"]
     assert typed(capsys, *words).returncode == 0
     assert info(tmp_path / "r")["backing-filename"] == "path1/to/old.qcow2"
+
+
+def test_a_name_with_a_line_break_is_one_line(
+    made: MadeDomain, old: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = f"vda,file={old.with_name('two' + chr(10) + 'lines')}"
+    for options, lines in (["--dry-run"], 2), ([], 2):
+        words = ("-c", made.uri, "mirror-create", made.name, "--diskspec", spec, *options)
+        ended = typed(capsys, *words)
+        assert (ended.returncode, len(ended.stdout.splitlines())) == (0, lines), ended
+        assert "two\\x0alines" in ended.stdout
+    assert old.with_name("two\nlines").exists()
