@@ -46,6 +46,8 @@ def copy_image(step: CopyImage, world: World) -> None:
             step.features,
             watch=world.watch(step.target, f"copying to {step.overlay.name}"),
         )
+        if read_image(step.staged, Format.QCOW2).virtual_size > step.virtual_size:
+            world.qemu.shrink(step.staged, step.virtual_size)  # the image has grown since
         made = read_image(step.staged, Format.QCOW2)
         if (made.backing, made.virtual_size) != (None, step.virtual_size):
             raise FailedError(f"{step.overlay}: qemu-img made something else: {made}")

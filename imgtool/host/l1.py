@@ -22,7 +22,7 @@ def equal_snapshots(path: Path) -> frozenset[str]:
         return frozenset(
             entry.snapshot.id
             for entry in qcow2.snapshot_entries(file, header)
-            if entry.virtual_size in (None, header.virtual_size)
+            if entry.snapshot.virtual_size in (None, header.virtual_size)
             and entry.l1_entries <= qcow2.MAX_L1_ENTRIES
             and _entries(file, entry.l1_offset, entry.l1_entries) == active
         )

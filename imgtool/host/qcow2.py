@@ -47,7 +47,6 @@ class SnapshotEntry:
     snapshot: InternalSnapshot
     l1_offset: int
     l1_entries: int
-    virtual_size: int | None  # bytes; None: not recorded, as by very old QEMUs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,8 +232,9 @@ def snapshot_entries(file: ImageFile, header: Header) -> Iterator[SnapshotEntry]
             tag=file.text(names + id_length, tag_length, "a snapshot's name"),
             created=seconds,
             vm_state_size=vm_state,
+            virtual_size=virtual_size,
         )
-        yield SnapshotEntry(snapshot, l1_offset, l1_entries, virtual_size)
+        yield SnapshotEntry(snapshot, l1_offset, l1_entries)
         offset = -(-(names + id_length + tag_length) // 8) * 8
 
 

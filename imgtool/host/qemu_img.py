@@ -223,6 +223,10 @@ class QemuImg:
         )
         return "Images are identical." in said
 
+    def shrink(self, path: Path, virtual_size: int) -> None:
+        """Make a qcow2 of our own as small as that; what is beyond is lost. Not synced."""
+        self.run("resize", "-q", "--shrink", "-f", Format.QCOW2, path, str(virtual_size))
+
     def merge_down(self, layers: Sequence[Node], watch: Watch | None = None) -> None:
         """Commit all layers into `layers[0]`; the layers themselves stay as they are. Not synced.
 

@@ -47,6 +47,9 @@ class InternalSnapshot:
     tag: str
     created: int  # seconds since the epoch
     vm_state_size: int = 0  # bytes
+    virtual_size: int | None = (
+        None  # bytes that the guest saw then; None: not recorded, as by very old QEMUs
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -154,9 +154,9 @@ def _internal(
     disk: Disk, held: Held, chain: Chain, old: Chain | None, facts: RevertFacts, draft: _Draft
 ) -> None:
     image = chain.active
-    ids = [each.id for each in image.snapshots if each.tag == held.snapshot.name]
-    if len(ids) != 1:
-        count = "no" if not ids else f"{len(ids)}"
+    tags = [each for each in image.snapshots if each.tag == held.snapshot.name]
+    if len(tags) != 1:
+        count = "no" if not tags else f"{len(tags)}"
         raise ChainError(
             f"{disk.target}: {image.spelled} has {count} internal snapshots {held.snapshot.name!r}",
             remedy="imgtool check tells more",
@@ -165,23 +165,39 @@ def _internal(
     lineage = facts.lineage
     alone = not (lineage.holders(file) or lineage.children(file) or lineage.strangers_to(file))
     if old is not None and old.active.identity.file == file and alone:
-        _in_place(disk, image, ids[0], chain, facts, draft)
+        _in_place(disk, image, tags[0].id, chain, facts, draft)
         return
     if old is not None:
         draft.leaving[disk.target] = old
-    if ids[0] in lineage.equal.get(file, frozenset()):
+    if tags[0].id in lineage.equal.get(file, frozenset()):
         _over(disk, held, chain, facts, draft)  # the image shows that state anyway
         return
+    size = tags[0].virtual_size or image.virtual_size
+    if size > image.virtual_size:  # qemu-img reads no more of a snapshot than the image shows now
+        raise UnsupportedError(
+            f"{disk.target}: at snapshot {held.snapshot.name} it had {size} bytes, and "
+            f"{image.spelled}, which others build on, has {image.virtual_size} now",
+            remedy=f"make that as large again: qemu-img resize -f qcow2 {image.spelled} {size}",
+        )
+    _copy_out(disk, tags[0].id, size, held, facts, draft)
+
+
+def _copy_out(
+    disk: Disk, snapshot_id: str, size: int, held: Held, facts: RevertFacts, draft: _Draft
+) -> None:
+    """An image of its own for what an internal snapshot shows."""
+    chain = held.chain(disk.target)
+    image = chain.active
     path = _free_name(image.spelled, held.snapshot.name, facts, draft)
     draft.steps.append(
         CopyImage(
             target=disk.target,
             base=image.path,
             base_format=image.format,
-            snapshot_id=ids[0],
+            snapshot_id=snapshot_id,
             overlay=path,
             staged=facts.staged(path, len(draft.steps)),
-            virtual_size=image.virtual_size,
+            virtual_size=size,
             features=image.features or Qcow2Features(),
         )
     )
