@@ -111,10 +111,18 @@ def _contents(expected: Expected, reader: GuestReader) -> Iterator[str]:
     found = reader.contents({place for _, place, _ in readings})
     for what, place, wanted in readings:
         shown = found[place]
-        if place.tag is not None:  # the image may have become larger since; QEMU cuts on a revert
-            shown = shown[: len(wanted)]
+        if place.tag is not None:  # the image may be larger or smaller now; a revert knows its size
+            yield from _tag_size(what, place, len(wanted))
+            size = min(len(wanted), len(shown))
+            wanted, shown = wanted[:size], shown[:size]
         if shown != wanted:
             yield f"{what} ({place}): {_first_difference(wanted, shown)}"
+
+
+def _tag_size(what: str, place: Place, wanted: int) -> Iterator[str]:
+    for entry in read_image(place.path, place.format).snapshots:
+        if entry.tag == place.tag and entry.virtual_size not in (None, wanted):
+            yield f"{what} ({place}): {entry.virtual_size} bytes recorded, not {wanted}"
 
 
 def _first_difference(wanted: bytes, found: bytes) -> str:

@@ -19,7 +19,7 @@ from hypothesis.stateful import precondition, rule
 from imgtool import api
 from imgtool.engine.world import World
 from imgtool.model.domain import SnapshotMode
-from imgtool.model.errors import ChainError, LossError
+from imgtool.model.errors import ChainError, ImgtoolError, LossError, UnsupportedError
 from imgtool.model.snapshot import SnapshotDisk, SnapshotRequest
 from imgtool.testing.mirroring import Mirrors
 from imgtool.testing.moments import Expected
@@ -109,7 +109,7 @@ class SnapshotMachine(Mirrors):
             name="revert",
             work=lambda world: api.revert_to(world, DOMAIN, name, options),
             change=partial(Expected.reverted, name=name, keep=kept, force=force),
-            may_refuse=() if force or keep else (LossError,),
+            may_refuse=(*self._too_large(name), *(() if force or keep else (LossError,))),
             learns=True,
         )
         self.rig.perform(operation, trouble)
@@ -211,6 +211,21 @@ class SnapshotMachine(Mirrors):
             refusal=self.expected.refusal(name, chosen),
         )
         self.rig.perform(operation, trouble)
+
+    def _too_large(self, name: str) -> tuple[type[ImgtoolError], ...]:
+        """What cannot be copied out of an image that has become smaller is refused."""
+        sizes: dict[str, set[int]] = {
+            target: {len(data)} for target, data in self.expected.contents.items()
+        }
+        for moment in self.expected.moments:
+            for target, data in moment.contents.items():
+                sizes[target].add(len(data))
+        tagged = [
+            target
+            for target, place in self.expected.moment(name).places.items()
+            if place.tag is not None and len(sizes[target]) > 1
+        ]
+        return (UnsupportedError,) if tagged else ()
 
     def _by_target(self, modes: Sequence[SnapshotMode]) -> dict[str, SnapshotMode]:
         return dict(zip(self.expected.active, modes, strict=False))

@@ -11,7 +11,7 @@ from hypothesis.stateful import precondition, rule
 
 from imgtool import api
 from imgtool.model.domain import SnapshotMode
-from imgtool.model.errors import RefusedError
+from imgtool.model.errors import RefusedError, UnsupportedError
 from imgtool.model.snapshot import SnapshotDisk, SnapshotRequest
 from imgtool.testing.jobs import BlockJobs
 from imgtool.testing.moments import Expected
@@ -57,14 +57,25 @@ class Mirrors(BlockJobs):
             self._in_trouble(ending, NO_TROUBLE)
         if pivot:
             self._remove(old)
+        self.rig.perform(self._merged(target))
+
+    def _merged(self, target: str) -> Operation:
+        """The chain as it was: layers that no snapshot holds would count as somebody else's."""
+        top = len(self.expected.chains[target]) - 1
+        options = api.CommitOptions(shallow=True, active=True, delete=True)
+        return Operation(
+            name="commit after a mirror",
+            work=lambda world: api.block_commit(world, DOMAIN, [target], options),
+            change=partial(Expected.committed, spans={target: (top - 1, top)}, delete=True),
+            may_refuse=(UnsupportedError,),  # a snapshot is of the layer below
+            learns=True,
+        )
 
     def _remove(self, image: Path) -> None:
         """What was left behind in the old place: it would count as somebody else's overlay."""
         image.unlink()
         expected = self.expected
-        self.rig.expected = replace(
-            expected, files=expected.files - {image}, spare=expected.spare - {image}
-        )
+        self.rig.expected = replace(expected, files=expected.files - {image})
 
     def _in_trouble(self, operation: Operation, trouble: Trouble) -> None:
         """Until the domain is at rest: what follows is about one that is."""
@@ -120,9 +131,9 @@ class Mirrors(BlockJobs):
 
 def _ended(expected: Expected, *, name: str, target: str, mirror: Path, pivot: bool) -> Expected:
     """Without the snapshot. After a pivot all files of the old place stay, else the mirror goes."""
-    after = expected.forgotten(name)
+    after = replace(expected.forgotten(name), spare=expected.spare)
     if not pivot:
-        return replace(after, files=after.files - {mirror}, spare=after.spare - {mirror})
+        return replace(after, files=after.files - {mirror})
     top = replace(after.active[target], path=mirror)
     chain = (*after.chains[target][:-1], top)
     return replace(
