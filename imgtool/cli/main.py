@@ -8,6 +8,8 @@ import importlib
 import json
 import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -119,6 +121,14 @@ def _signals(interrupt: Interrupt) -> Iterator[None]:
     def handler(signum: int, _frame: FrameType | None) -> None:
         interrupt.deliver(signum)
 
+    def again(lost: sys.UnraisableHookArgs) -> None:
+        """Python swallows what is raised in its own callbacks, as in one of its import locks."""
+        if isinstance(lost.exc_value, Interrupted):
+            threading.Timer(0.01, os.kill, [os.getpid(), lost.exc_value.signum]).start()
+        else:
+            sys.__unraisablehook__(lost)
+
+    sys.unraisablehook, hook = again, sys.unraisablehook
     before = {signum: signal.getsignal(signum) for signum in SIGNALS}
     heard = [signum for signum in SIGNALS if before[signum] is not signal.SIG_IGN]
     try:
@@ -126,6 +136,7 @@ def _signals(interrupt: Interrupt) -> Iterator[None]:
             signal.signal(signum, handler)
         yield
     finally:
+        sys.unraisablehook = hook
         for signum in heard:
             signal.signal(signum, before[signum])
 
